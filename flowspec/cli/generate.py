@@ -1,0 +1,226 @@
+"""`flowspec generate`: one prompt, continued by a running pipeline or by one that is started for the call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flowspec.cli.requests import check_counts, check_drafter, check_policy, options_of, read_prompt
+from flowspec.errors import ConfigurationError, PipelineError
+
+if TYPE_CHECKING:
+    from flowspec.client import Client, Generation
+    from flowspec.model.check import Report
+    from flowspec.topology import Topology
+
+STAGES = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """Everything that was asked for, checked."""
+
+    prompt: str
+    options: dict[str, Any]
+    address: str | None
+    """Of a running pipeline; None: start the nodes of `topology` for the call."""
+    topology: Topology | None
+    check_model: str | None
+    """What `--check` loads, when it is not told by a topology."""
+    dtype: str | None
+    connect_timeout: float
+    as_json: bool
+    check: bool
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
+    connect: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A running pipeline's address.")] = None,
+    topology: Annotated[Path | None, typer.Option(metavar="FILE", help="The file of a running pipeline.")] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Start a local pipeline with this model.  [default: demo]")
+    ] = None,
+    stages: Annotated[int | None, typer.Option(help="Stages of the local pipeline.  [default: 4]")] = None,
+    policy: Annotated[str | None, typer.Option(help="flowspec, or autoregressive.  [default: flowspec]")] = None,
+    drafter: Annotated[str | None, typer.Option(help="Who drafts: auto, none, ngram or causal-lm.")] = None,
+    draft: Annotated[str | None, typer.Option(metavar="DIR", help="The model of a causal-lm drafter.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.  [default: 0]")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Keep the k most probable; 0 is off.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep this share of the probability; 1 is off.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Keep this share of the best probability; 0 is off.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given often.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare with the model run whole, in this process.")] = False,
+    connect_timeout: Annotated[float, typer.Option(help="Seconds to wait for the first answer.")] = 10.0,
+) -> None:
+    """Continue a prompt: with --connect or --topology on a running pipeline, else on one started for the call."""
+    from flowspec.runtime.loop import run
+
+    options = options_of(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        chat=chat,
+        policy=policy,
+    )
+    check_counts(stages=stages, connect_timeout=connect_timeout)
+    check_policy(policy)
+    check_drafter(drafter)
+    local = {"--stages": stages, "--drafter": drafter, "--draft": draft, "--dtype": None if check else dtype}
+    address, file = _target(connect, topology, dict(local), model, check)
+    if address is None and file is None:
+        file = _local_topology(model, stages, drafter, draft, dtype)
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    code = run(
+        _generate(
+            Call(
+                prompt=read_prompt(prompt),
+                options=options,
+                address=address,
+                topology=file,
+                check_model=model,
+                dtype=dtype,
+                connect_timeout=connect_timeout,
+                as_json=as_json,
+                check=check,
+            )
+        )
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+def _target(
+    connect: str | None, file: Path | None, local: dict[str, Any], model: str | None, check: bool
+) -> tuple[str | None, Topology | None]:
+    """The address of a running pipeline, and its topology where a file tells it; (None, None) for a local one."""
+    if connect is None and file is None:
+        return None, None
+    if connect is not None and file is not None:
+        raise ConfigurationError("--connect and --topology both name a running pipeline; give one of them")
+    which = "--connect" if connect is not None else "--topology"
+    wrong = [name for name, value in local.items() if value is not None]
+    if model is not None and not (check and connect is not None):
+        wrong.append("--model")
+    if wrong:
+        raise ConfigurationError(
+            f"{', '.join(wrong)} cannot be given with {which}",
+            hint="the nodes of a running pipeline were told by their topology file",
+        )
+    if connect is not None:
+        if "://" not in connect:
+            connect = f"tcp://{connect}"
+        return connect, None
+    from flowspec.topology import Topology
+
+    assert file is not None
+    topology = Topology.load(file)
+    return topology.client_address, topology
+
+
+def _local_topology(
+    model: str | None, stages: int | None, drafter: str | None, draft: str | None, dtype: str | None
+) -> Topology:
+    from flowspec.cli.models import check_models
+    from flowspec.cluster import local_topology
+
+    topology = local_topology(
+        model or "demo", STAGES if stages is None else stages, drafter=drafter, draft=draft, dtype=dtype
+    )
+    check_models(topology)
+    return topology
+
+
+async def _generate(call: Call) -> int:
+    from flowspec.cli.render import statistics_line
+
+    async with _pipeline(call) as client:
+        stream = client.stream(call.prompt, **call.options)
+        async for chunk in stream:
+            if not call.as_json:
+                sys.stdout.write(chunk.text)
+                sys.stdout.flush()
+        generation, started = stream.generation, stream.started
+        model, dtype = call.check_model, call.dtype
+        if call.check and call.topology is None and (model is None or dtype is None):
+            status = await client.status()
+            model, dtype = model or status.model, dtype or status.nodes[0].dtype
+    if started is None or generation.stats is None:
+        raise PipelineError("the coordinator ended the request before it had begun")
+    if not call.as_json:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        line = statistics_line(generation.stats, generation.finish_reason or "?", started.sampling.seed)
+        print(line, file=sys.stderr)
+    report = None
+    if call.check:
+        from flowspec.model.check import check_generation
+
+        if call.topology is not None:
+            model, dtype = call.topology.draft_node.model, call.topology.tail.dtype
+        assert model is not None
+        assert dtype is not None
+        report = check_generation(
+            model, generation.prompt_token_ids, generation.token_ids, started.sampling, dtype=dtype
+        )
+        print(report.text(), file=sys.stderr)
+    if call.as_json:
+        print(json.dumps(_as_values(generation, report)), flush=True)
+    return 1 if report is not None and report.differences else 0
+
+
+@contextlib.asynccontextmanager
+async def _pipeline(call: Call) -> AsyncIterator[Client]:
+    """A client of the running pipeline, or of a local one that lives as long as the call."""
+    from flowspec.client import Client
+
+    if call.address is not None:
+        async with Client(call.address, connect_timeout=call.connect_timeout) as client:
+            yield client
+        return
+    from flowspec.cli.main import debugging
+    from flowspec.cli.render import Readiness
+    from flowspec.cluster import LocalCluster
+
+    assert call.topology is not None
+    names = [call.topology.draft_node.name, *(stage.name for stage in call.topology.stages)]
+    readiness = Readiness(names, quiet=True)
+    cluster = LocalCluster(topology=call.topology, progress=readiness.update, debug=debugging())
+    async with contextlib.AsyncExitStack() as stack:
+        with readiness:
+            await stack.enter_async_context(cluster)
+        yield await stack.enter_async_context(cluster.client(connect_timeout=call.connect_timeout))
+
+
+def _as_values(generation: Generation, report: Report | None) -> dict[str, Any]:
+    assert generation.stats is not None
+    values: dict[str, Any] = {
+        "text": generation.text,
+        "token_ids": list(generation.token_ids),
+        "prompt_token_ids": list(generation.prompt_token_ids),
+        "finish_reason": generation.finish_reason,
+        "seed": generation.seed,
+        "stats": dataclasses.asdict(generation.stats),
+    }
+    if report is not None:
+        values["check"] = report.as_values()
+    return values

@@ -1,0 +1,95 @@
+"""`flowspec node`: one node of a topology file, on the device that runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from flowspec.model.weights import Checkpoint
+    from flowspec.topology import Topology
+
+
+def node(
+    topology: Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="The topology file.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which of its nodes this is.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the node would hold, and end.")] = False,
+) -> None:
+    """Run one node of a topology file on this device.
+
+    Ctrl-C once lets running requests end; twice stops at once.
+    """
+    from flowspec.topology import Topology
+
+    loaded = Topology.load(topology)
+    loaded.node(name)
+    if dry_run:
+        _print_plan(loaded, name)
+        return
+    from flowspec.cli.render import Readiness
+    from flowspec.cluster import NodeProgress
+    from flowspec.roles.process import run_alone
+
+    with Readiness([name]) as readiness:
+
+        def report(state: str, done: int, total: int) -> None:
+            readiness.update(NodeProgress(name, state, done, total))
+            if state == "ready":
+                typer.echo(f"ready: clients connect to {loaded.client_address}", err=True)
+
+        run_alone(loaded, name, report)
+
+
+def _print_plan(topology: Topology, name: str) -> None:
+    """Ports, layers and bytes of a node, from the headers of its checkpoint: nothing is loaded."""
+    from flowspec.cli.models import check_model
+    from flowspec.model.hub import resolve_model
+    from flowspec.model.weights import Checkpoint
+
+    node = topology.node(name)
+    check_model(node.model)
+    checkpoint = Checkpoint(resolve_model(node.model))
+    ports = str(node.port) if node.ports == 1 else f"{node.port}-{node.port + node.ports - 1}"
+    lines = [f"{name}: {node.role} node on {node.host}, ports {ports}, device {node.device}, {node.dtype}"]
+    lines += _held_by_drafter(topology) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
+    typer.echo("\n".join(lines))
+
+
+def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> list[str]:
+    from flowspec.cli.render import size
+    from flowspec.model.layout import block_bytes
+    from flowspec.roles.introduction import layer_range
+
+    first, end = layer_range(topology, name, checkpoint)
+    dtype = topology.node(name).dtype
+    held = block_bytes(checkpoint, first, end, dtype)
+    whole = block_bytes(checkpoint, 0, checkpoint.layer_count, dtype)
+    parts = ["embedding"] * (first == 0) + ["final norm and LM head"] * (end == checkpoint.layer_count)
+    return [
+        f"  layers   {first}-{end - 1} of {checkpoint.layer_count}" + "".join(f", {part}" for part in parts),
+        f"  weights  {size(held.weights)}, {held.weights / whole.weights:.0%} of the model's {size(whole.weights)}",
+        f"  cache    {size(held.row)} a row, {size(topology.limits.memory)} at most",
+        f"  files    {', '.join(held.files)}",
+    ]
+
+
+def _held_by_drafter(topology: Topology) -> list[str]:
+    """The drafter's own copies of embedding and head are counted: it shares nothing with a stage."""
+    from flowspec.cli.render import size
+    from flowspec.model.hub import resolve_model
+    from flowspec.model.layout import DTYPE_BYTES, block_bytes
+    from flowspec.model.weights import Checkpoint
+
+    drafter = topology.effective_drafter
+    if drafter.kind != "causal-lm" or drafter.model is None:
+        return [f"  drafter  {drafter.kind}, no weights"]
+    model = Checkpoint(resolve_model("demo-draft" if drafter.model == "demo" else drafter.model))
+    held = block_bytes(model, 0, model.layer_count, topology.draft_node.dtype)
+    layers = sum(model.parameters.layers) * DTYPE_BYTES[topology.draft_node.dtype]
+    return [
+        f"  drafter  {drafter.kind}, {model.layer_count} layers",
+        f"  weights  {size(held.weights)}, of which embedding, norm and head {size(held.weights - layers)}",
+        f"  cache    {size(held.row)} a row",
+    ]

@@ -1,0 +1,53 @@
+"""What a command line says about a request, checked before anything is started."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, get_args
+
+from flowspec.errors import ConfigurationError, RequestError
+from flowspec.wire.parameters import SamplingParameters
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
+
+
+def options_of(**given: Any) -> dict[str, Any]:
+    """The options of `Client.stream` among `given`, None meaning the default of the node; raises when out of range."""
+    options = {name: value for name, value in given.items() if value is not None}
+    SamplingParameters(**{name: options[name] for name in SAMPLING if name in options}).validate()
+    if options.get("max_new_tokens", 1) < 1:
+        raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; it must be 1 or more")
+    if any(not text for text in options.get("stop", ())):
+        raise RequestError("a stop text must not be empty")
+    return options
+
+
+def check_counts(*, stages: int | None = None, connect_timeout: float = 1.0) -> None:
+    if stages is not None and stages < 1:
+        raise ConfigurationError(f"stages is {stages}; a pipeline has at least one")
+    if not 0 < connect_timeout < float("inf"):
+        raise ConfigurationError(f"connect-timeout is {connect_timeout}; it must be above 0 seconds")
+
+
+def check_policy(policy: str | None) -> None:
+    from flowspec.schedule.arbiter import POLICIES
+
+    if policy is not None and policy not in POLICIES:
+        raise RequestError(f"there is no policy {policy!r}", hint=f"policies: {', '.join(POLICIES)}")
+
+
+def check_drafter(drafter: str | None) -> None:
+    from flowspec.topology import Drafter
+
+    kinds = get_args(Drafter.model_fields["kind"].annotation)
+    if drafter is not None and drafter not in kinds:
+        raise ConfigurationError(f"there is no drafter {drafter!r}", hint=f"drafters: {', '.join(kinds)}")
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt of the option, or of standard input for "-" and for none at all."""
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise ConfigurationError("there is no prompt", hint="give --prompt TEXT, or write it to standard input")
+    return sys.stdin.read()

@@ -1,0 +1,257 @@
+"""The asyncio client of a running pipeline: text in, a stream of final tokens out.
+
+    async with Client("tcp://127.0.0.1:5700") as client:
+        async for chunk in client.stream("def add(", max_new_tokens=64):
+            print(chunk.text, end="")
+
+Many requests may run at once over one client; one task reads the channel and hands each message to its request. The
+client loads neither torch nor a tokenizer, decides nothing about tokens, and never waits without an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
+
+from flowspec.errors import (
+    FlowspecError,
+    PeerTimeout,
+    PipelineError,
+    RequestError,
+    TransportError,
+    error_named,
+)
+from flowspec.stream import Generation, Inbox, Options, Stream
+from flowspec.wire.messages import Cancel, Failed, Generate, Message, Status, StatusQuery
+
+if TYPE_CHECKING:
+    from flowspec.transport.base import ClientChannel
+
+__all__ = ["Client", "Generation", "Options", "Stream"]
+
+
+class Connector(Protocol):
+    """The part of a transport that a client needs."""
+
+    async def connect_client(self, address: str) -> ClientChannel: ...
+
+
+class Client:
+    """A connection to a coordinator, as an async context manager.
+
+    `connect_timeout`: seconds to wait for the coordinator's first answer. `silence_timeout`: seconds without a sign of
+    life, asked for while requests run, after which the coordinator counts as lost. Both raise `PeerTimeout`, which
+    names the address; a request that breaks off raises with the tokens so far in `error.partial`.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        connect_timeout: float = 10.0,
+        silence_timeout: float = 15.0,
+        close_timeout: float = 2.0,
+        transport: Connector | None = None,
+    ) -> None:
+        self.address = address
+        self._connect_timeout = connect_timeout
+        self._silence_timeout = silence_timeout
+        self._close_timeout = close_timeout
+        self._transport = transport
+        self._channel: ClientChannel | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._inboxes: dict[str, Inbox] = {}
+        self._heard_at = 0.0
+        self._asked = asyncio.Event()
+        self._broken: FlowspecError | None = None
+
+    async def __aenter__(self) -> Self:
+        transport = self._transport
+        if transport is None:
+            from flowspec.transport.zeromq import ZeroMQTransport
+
+            transport = ZeroMQTransport()
+        self._channel = await transport.connect_client(self.address)
+        loop = asyncio.get_running_loop()
+        self._heard_at = time.monotonic()
+        self._tasks = [
+            loop.create_task(self._read(self._channel), name=f"client of {self.address}: read"),
+            loop.create_task(self._watch(), name=f"client of {self.address}: watch"),
+        ]
+        try:
+            await self.status(timeout=self._connect_timeout)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Stream:
+        """A request for a continuation of `prompt` (or of `prompt_token_ids`); it is sent when iteration begins."""
+        token_ids = options.get("prompt_token_ids")
+        if (prompt is None) == (token_ids is None):
+            raise RequestError("give either a prompt or prompt_token_ids")
+        unknown = set(options) - Options.__optional_keys__
+        if unknown:
+            raise RequestError(f"unknown options: {', '.join(sorted(unknown))}")
+        return Stream(
+            self,
+            Generate(
+                request=secrets.token_hex(8),
+                prompt=prompt,
+                prompt_token_ids=None if token_ids is None else tuple(token_ids),
+                chat=options.get("chat", False),
+                max_new_tokens=options.get("max_new_tokens"),
+                temperature=options.get("temperature"),
+                top_k=options.get("top_k"),
+                top_p=options.get("top_p"),
+                min_p=options.get("min_p"),
+                repetition_penalty=options.get("repetition_penalty"),
+                seed=options.get("seed"),
+                stop=tuple(options.get("stop", ())),
+                ignore_eos=options.get("ignore_eos", False),
+                policy=options.get("policy"),
+            ),
+        )
+
+    async def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
+        """The whole continuation at once; the options are those of `stream`."""
+        stream = self.stream(prompt, **options)
+        async for _ in stream:
+            pass
+        return stream.generation
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """What the coordinator knows of its pipeline; `PeerTimeout` without an answer within `timeout` seconds."""
+        seconds = self._connect_timeout if timeout is None else timeout
+        query = StatusQuery(request=secrets.token_hex(8))
+        inbox = self.enlist(query.request)
+        try:
+            async with asyncio.timeout(seconds):
+                await self.send(query)
+                answer = await inbox.get()
+        except TimeoutError:
+            raise PeerTimeout(
+                f"the coordinator at {self.address}", seconds, hint="is a pipeline running there (`flowspec up`)?"
+            ) from None
+        finally:
+            self.dismiss(query.request)
+        if isinstance(answer, FlowspecError):
+            raise answer
+        if not isinstance(answer, Status):
+            raise PipelineError(f"the coordinator at {self.address} answered a status query with {answer.kind!r}")
+        return answer
+
+    async def close(self) -> None:
+        """Break off what runs, within `close_timeout` seconds. Safe to call twice."""
+        if self._channel is None:
+            return
+        for request in list(self._inboxes):
+            await self.cancel(request)
+        channel, self._channel = self._channel, None
+        self._fail_all(TransportError(f"the client of {self.address} was closed"))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks, timeout=self._close_timeout)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._close_timeout):
+                await channel.close()
+
+    # ---- what streams use (`flowspec.stream.Carrier`) ----
+
+    def enlist(self, request: str) -> Inbox:
+        if self._broken is not None:
+            raise _twin(self._broken)
+        if self._channel is None:
+            raise TransportError(f"the client of {self.address} is not connected")
+        if not self._inboxes:
+            self._heard_at = time.monotonic()
+        self._asked.set()
+        inbox = self._inboxes[request] = asyncio.Queue()
+        return inbox
+
+    def dismiss(self, request: str) -> None:
+        self._inboxes.pop(request, None)
+
+    async def send(self, message: Message) -> None:
+        if self._channel is None:
+            raise TransportError(f"the client of {self.address} is not connected")
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._channel.send(message)
+        except TimeoutError:
+            raise PeerTimeout(
+                f"the coordinator at {self.address}", self._connect_timeout, waiting_for="room for a message"
+            ) from None
+
+    async def cancel(self, request: str) -> None:
+        if self._channel is not None and self._broken is None:
+            with contextlib.suppress(FlowspecError):
+                await self.send(Cancel(request=request))
+
+    # ---- tasks ----
+
+    async def _read(self, channel: ClientChannel) -> None:
+        while True:
+            try:
+                message: Any = (await channel.receive()).message
+            except Exception as error:
+                reason = (
+                    error if isinstance(error, FlowspecError) else TransportError(f"{type(error).__name__}: {error}")
+                )
+                self._fail_all(reason)
+                return
+            self._heard_at = time.monotonic()
+            inbox = self._inboxes.get(getattr(message, "request", ""))
+            if inbox is not None:
+                inbox.put_nowait(
+                    error_named(message.error, message.message) if isinstance(message, Failed) else message
+                )
+
+    async def _watch(self) -> None:
+        """While requests run, ask for a sign of life in every third of the silence deadline."""
+        interval = self._silence_timeout / 3
+        while True:
+            await self._asked.wait()
+            await asyncio.sleep(interval)
+            if not self._inboxes:
+                self._asked.clear()
+                continue
+            silent = time.monotonic() - self._heard_at
+            if silent >= self._silence_timeout:
+                self._fail_all(_lost(self.address, self._silence_timeout))
+                return
+            if silent >= interval:
+                with contextlib.suppress(FlowspecError):
+                    await self.send(StatusQuery(request=secrets.token_hex(8)))
+
+    def _fail_all(self, error: FlowspecError) -> None:
+        self._broken = error
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(_twin(error))
+        self._inboxes.clear()
+
+
+def _twin(error: FlowspecError) -> FlowspecError:
+    """A copy: each request gets an error of its own, because `partial` differs."""
+    twin = type(error).__new__(type(error))
+    FlowspecError.__init__(twin, error.message)
+    twin.__dict__.update(error.__dict__)
+    return twin
+
+
+def _lost(address: str, seconds: float) -> PeerTimeout:
+    return PeerTimeout(
+        f"the coordinator at {address}",
+        seconds,
+        waiting_for="sign of life",
+        hint="the same prompt, seed and options continue the same text on another coordinator",
+    )

@@ -1,0 +1,231 @@
+"""All nodes of a topology as processes on this machine, for as long as a block of code runs.
+
+    async with LocalCluster("demo", stages=4) as cluster, cluster.client() as client:
+        print((await client.generate("def add(")).text)
+
+The nodes are forked from a server process that has imported torch once. Each has a line to this process: it says how
+far it is, what it died of, and stops when the line breaks, be it by `kill -9`. Knows no sockets and no tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from flowspec.client import Client
+from flowspec.errors import ConfigurationError, FlowspecError, PeerTimeout, PipelineError
+from flowspec.forking import NodeProcess, start_fork_server
+from flowspec.topology import Topology
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProgress:
+    """How far one node is: "starting", "loading" (done and total are bytes), "connecting", "ready" and others."""
+
+    node: str
+    state: str
+    done: int = 0
+    total: int = 0
+
+
+class LocalCluster:
+    """Starts a draft node and its stages; entering returns when the pipe is READY, leaving ends every process.
+
+    Either a `topology`, all of whose nodes run here, or what `Topology.local` makes: `model` (a directory, a hub id or
+    "demo"), `stages`, `base_port` (absent: free ports), `emulate` (e.g. `{"base_ms": 60}`, for every stage), `drafter`
+    ("ngram", "causal-lm", "none") with `draft` (its model), `policy`, `dtype`, and any other key of a topology file.
+    `progress` is called in the event loop. Entering raises the error of the first node that dies; so does `wait`.
+    """
+
+    def __init__(
+        self,
+        model: str = "demo",
+        stages: int = 4,
+        *,
+        topology: Topology | None = None,
+        drafter: str | None = None,
+        draft: str | None = None,
+        base_port: int | None = None,
+        emulate: Mapping[str, float] | None = None,
+        progress: Callable[[NodeProgress], None] | None = None,
+        debug: bool = False,
+        **overrides: Any,
+    ) -> None:
+        start_fork_server()
+        self.topology = topology or local_topology(
+            model, stages, drafter=drafter, draft=draft, base_port=base_port, emulate=emulate, **overrides
+        )
+        self._progress = progress or (lambda _: None)
+        self._debug = debug
+        self._nodes: dict[str, NodeProcess] = {}
+        self._ready = asyncio.Event()
+        self._failed: asyncio.Future[None] | None = None
+        self._stopping = False
+
+    @property
+    def address(self) -> str:
+        """Where clients connect."""
+        return self.topology.client_address
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by node name."""
+        return {name: node.pid for name, node in self._nodes.items()}
+
+    def client(self, **options: Any) -> Client:
+        """A client of this cluster; the options are those of `Client`."""
+        return Client(self.address, **options)
+
+    async def __aenter__(self) -> Self:
+        refuse_foreign(self.topology)
+        self._failed = asyncio.get_running_loop().create_future()
+        try:
+            for name in (self.topology.draft_node.name, *(stage.name for stage in self.topology.stages)):
+                self._progress(NodeProgress(name, "starting"))
+                self._nodes[name] = NodeProcess(
+                    self.topology, name, debug=self._debug, heard=self._heard, ended=self._ended
+                )
+            await self._until_ready()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def wait(self) -> None:
+        """Return when every node has ended; raises the error of one that died."""
+        assert self._failed is not None, "the cluster was not started"
+        gone = [asyncio.ensure_future(node.gone.wait()) for node in self._nodes.values()]
+        everyone = asyncio.gather(*gone)
+        first: set[asyncio.Future[Any]] = {everyone, self._failed}
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            everyone.cancel()
+            await asyncio.gather(*gone, return_exceptions=True)
+        if self._failed.done():
+            self._failed.result()
+
+    def drain(self) -> None:
+        """Let the live sessions end, then stop everything: the draft node first, the stages when it is gone."""
+        self._stopping = True
+        self._nodes[self.topology.draft_node.name].tell("drain")
+
+    def stop(self) -> None:
+        """Stop everything now."""
+        self._stopping = True
+        for node in self._nodes.values():
+            node.tell("stop")
+
+    async def close(self) -> None:
+        """End all processes: the draft node first, then the stages; kill, and name, what does not end in time."""
+        self._stopping = True
+        deadline = self.topology.timeouts.close + 1.0
+        draft = self._nodes.get(self.topology.draft_node.name)
+        if draft is not None:
+            draft.tell("stop")
+            await draft.join(deadline)
+        for node in self._nodes.values():
+            node.tell("stop")
+        limit = time.monotonic() + deadline
+        stubborn = [node for node in self._nodes.values() if not await node.join(max(0.0, limit - time.monotonic()))]
+        for node in stubborn:
+            logger.error("%s (process %d) did not end within %g s and was killed", node.name, node.pid, deadline)
+            node.kill()
+        for node in self._nodes.values():
+            await node.join(deadline)
+            node.release()
+        if self._failed is not None and not self._failed.done():
+            self._failed.cancel()
+
+    # ---- what nodes say ----------------------------------------------------------------------------------------------
+
+    async def _until_ready(self) -> None:
+        assert self._failed is not None
+        ready = asyncio.ensure_future(self._ready.wait())
+        # The draft node gives up after `ready` seconds and says for whom it waited; this is for one that hangs.
+        seconds = self.topology.timeouts.ready + self.topology.timeouts.close
+        first: set[asyncio.Future[Any]] = {ready, self._failed}
+        try:
+            await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if self._failed.done():
+                self._failed.result()
+            if not ready.done():
+                raise PeerTimeout(self.topology.draft_node.name, seconds, waiting_for="readiness")
+        finally:
+            ready.cancel()
+
+    def _heard(self, node: NodeProcess, words: Mapping[str, Any]) -> None:
+        state = words.get("state")
+        if state is not None:
+            self._progress(NodeProgress(node.name, state, words["done"], words["total"]))
+            if state == "ready" and node.name == self.topology.draft_node.name:
+                self._ready.set()
+
+    def _ended(self, node: NodeProcess) -> None:
+        self._progress(NodeProgress(node.name, "ended"))
+        draft = self.topology.draft_node.name
+        if self._stopping:
+            if node.name == draft:
+                for other in self._nodes.values():
+                    other.tell("stop")
+            return
+        assert self._failed is not None
+        if not self._failed.done():
+            self._failed.set_exception(_death(node))
+            # Seen: `wait` and entering raise it, but a program need not call `wait`.
+            self._failed.exception()
+
+
+def local_topology(
+    model: str = "demo",
+    stages: int = 4,
+    *,
+    drafter: str | None = None,
+    draft: str | None = None,
+    base_port: int | None = None,
+    emulate: Mapping[str, float] | None = None,
+    **overrides: Any,
+) -> Topology:
+    """What `LocalCluster` runs when it is given no topology; an override that is None is none."""
+    if draft is not None or drafter is not None:
+        kind = drafter or "causal-lm"
+        overrides["drafter"] = {"kind": kind} if draft is None else {"kind": kind, "model": draft}
+    return Topology.local(
+        model,
+        stages,
+        base_port=base_port,
+        each_stage={"emulate": dict(emulate)} if emulate else None,
+        **{key: value for key, value in overrides.items() if value is not None},
+    )
+
+
+def _death(node: NodeProcess) -> FlowspecError:
+    """The error that a node died of, in its own words where it left some."""
+    if node.last_words is not None:
+        return node.last_words
+    code = node.exit_code
+    how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+    return PipelineError(f"the process of {node.name} (pid {node.pid}) {how}")
+
+
+def refuse_foreign(topology: Topology) -> None:
+    """Raise when a node of `topology` does not run on this machine."""
+    foreign = topology.foreign_nodes()
+    if foreign:
+        names = ", ".join(f"{node.name} ({node.host})" for node in foreign)
+        raise ConfigurationError(
+            f"these nodes run on other machines: {names}",
+            hint="run `flowspec node TOPOLOGY NAME` on each machine of this topology",
+        )

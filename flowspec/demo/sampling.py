@@ -1,0 +1,46 @@
+"""Text by the demo model itself: to distil the draft on, and to report on.
+
+Plain batch decoding through transformers; it refuses to know pipelines and speculation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from flowspec.demo.data import TokenFile
+from flowspec.demo.tokenizer import END_ID
+
+
+@torch.no_grad()
+def complete(model: Any, prompts: torch.Tensor, count: int, temperature: float, seed: int = 0) -> torch.Tensor:
+    """``count`` more tokens for every row of ``prompts``, greedily at temperature zero; ends of files are passed."""
+    torch.manual_seed(seed)
+    how: dict[str, Any] = {"do_sample": False}
+    if temperature > 0:
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    rows: torch.Tensor = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=count,
+        eos_token_id=None,
+        pad_token_id=END_ID,
+        **how,
+    )
+    return rows[:, prompts.size(1) :]
+
+
+def sampled_files(model: Any, prompts: torch.Tensor, count: int, temperature: float, batch: int) -> list[TokenFile]:
+    """The prompts with completions, as files to train on; they count as library files, so every epoch has them."""
+    files = []
+    for index, rows in enumerate(torch.split(prompts, batch)):
+        completed = torch.cat([rows, complete(model, rows, count, temperature, seed=index)], dim=1)
+        files += [TokenFile(row, is_test=False) for row in completed.int().cpu().numpy()]
+    return files
+
+
+def repeated_share(tokens: list[int], size: int = 8) -> float:
+    """The share of ``size``-grams that occurred before in the same text: near one for a loop, zero for none."""
+    grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

@@ -1,0 +1,93 @@
+"""What a drafter is, and how the one that a topology names is made.
+
+A drafter guesses the children of draft tokens. It is asked on a worker thread, one step at a time, and knows no pipe:
+what to expand, and what of its guesses is ever sent, is the policy's to say.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from flowspec.errors import ModelError
+from flowspec.model.hub import resolve_model
+from flowspec.model.weights import Checkpoint
+from flowspec.schedule.events import GrowTree
+from flowspec.topology import Topology
+from flowspec.wire.parameters import SamplingParameters
+
+Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
+"""Per expanded serial its children as (token, log-probability), best first."""
+
+
+class Drafter(Protocol):
+    """Sessions are opened, grown and closed from one thread."""
+
+    name: str
+    weight_bytes: int
+
+    def open(self, session: str, sampling: SamplingParameters, row_limit: int) -> None:
+        """Prepare for a session of at most `row_limit` tokens, live draft tokens included."""
+
+    def close(self, session: str) -> None:
+        """Forget a session; an unknown one is forgotten already."""
+
+    def grow(self, request: GrowTree, width: int) -> Children:
+        """At most `width` children for each token of `request.expand`. A closed session gives none."""
+
+
+def build_drafter(topology: Topology, target: Checkpoint) -> Drafter | None:
+    """The drafter of a topology, loaded; None for the kind "none". `ModelError` when it does not fit `target`."""
+    chosen = topology.effective_drafter
+    if chosen.kind == "ngram":
+        from flowspec.drafting.ngram import NgramDrafter
+
+        return NgramDrafter()
+    if chosen.kind == "causal-lm":
+        from flowspec.drafting.causal_lm import CausalLmDrafter
+
+        assert chosen.model is not None
+        name = "demo-draft" if chosen.model == "demo" else chosen.model
+        draft = Checkpoint(resolve_model(name))
+        check_vocabulary(draft, target)
+        node = topology.draft_node
+        return CausalLmDrafter.load(draft, dtype=node.dtype, device=node.device, vocab_size=target.vocab_size)
+    return None
+
+
+def check_vocabulary(draft: Checkpoint, target: Checkpoint) -> None:
+    """Raise `ModelError` unless token ids mean the same to both models.
+
+    Vocabularies may be padded to different sizes when the tokenizers say that they agree.
+    """
+    families = "choose a draft model of the same family, or the drafter ngram, which needs none"
+    same = draft.tokenizer_hash() != "" and draft.tokenizer_hash() == target.tokenizer_hash()
+    ours, theirs = (None, None) if same else (vocabulary(draft.path), vocabulary(target.path))
+    if ours is not None and theirs is not None:
+        differing = next((token for token, index in ours.items() if theirs.get(token) != index), None)
+        if differing is not None:
+            raise ModelError(
+                f"the draft model {draft.path} and the model {target.path} have different tokenizers: {differing!r} is "
+                f"token {ours[differing]} to the one and {theirs.get(differing, 'unknown')} to the other",
+                hint=f"token ids must mean the same to both; {families}",
+            )
+    elif not same and draft.vocab_size != target.vocab_size:
+        raise ModelError(
+            f"the draft model {draft.path} has a vocabulary of {draft.vocab_size}, "
+            f"the model {target.path} one of {target.vocab_size}",
+            hint=families,
+        )
+
+
+def vocabulary(path: Path) -> dict[str, int] | None:
+    """Token -> id of the tokenizer in a model's folder; None when there is no tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    file = path / "tokenizer.json"
+    if not file.is_file():
+        return None
+    try:
+        found: dict[str, int] = Tokenizer.from_file(str(file)).get_vocab(with_added_tokens=True)
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ModelError(f"{file} cannot be read: {error}") from error
+    return found

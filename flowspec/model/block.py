@@ -1,0 +1,159 @@
+"""Layers [first, end) of a Hugging Face causal LM, with the embedding in front and the LM head behind at the ends.
+
+A block reads only its own tensors and runs them for one batch of rows under the cache's masks. It never derives a mask
+or a position by itself, knows no session and no neighbour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from flowspec.errors import ModelError
+from flowspec.model.cache import CacheShape, TreeCache
+from flowspec.model.layout import row_shape
+from flowspec.model.loading import LanguageHead, Progress, TensorReader, arrange, load_stage
+from flowspec.model.rows import Batch
+from flowspec.model.weights import Checkpoint
+
+
+class LayerBlock:
+    """Made by `load`. Not thread-safe: one forward at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, model: Any, head: LanguageHead | None, first: int, end: int) -> None:
+        config = checkpoint.config
+        self.first_layer = first
+        self.end_layer = end
+        self.is_first = first == 0
+        self.is_tail = end == checkpoint.layer_count
+        self.hidden_size = int(config.hidden_size)
+        self.vocab_size = int(config.vocab_size)
+        self.context_limit = checkpoint.context_limit
+        self.dtype: torch.dtype = model.dtype
+        self.device = torch.device(model.device)
+        self._embedding = model.model.embed_tokens if self.is_first else None
+        self._layers = [model.model.layers[index] for index in range(first, end)]
+        self._windows = [_window(config, index) for index in range(first, end)]
+        self._rope = model.model.rotary_emb
+        self._head = head
+        self._kv_heads, self._head_dim = row_shape(config)
+        self._groups = int(config.num_attention_heads) // self._kv_heads
+        self._probe = torch.empty(0, dtype=self.dtype, device=self.device)
+        self.weight_bytes = _bytes_of([model, *([head] if head else [])])
+
+    @classmethod
+    def load(
+        cls,
+        model: Path | Checkpoint,
+        first: int,
+        end: int,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> LayerBlock:
+        """Read layers [first, end) of the checkpoint in `model`, in `dtype` ("float32", "bfloat16", ...).
+
+        `progress(bytes read, bytes in all)` is called as it goes, from the threads that read. ModelError says which
+        file or tensor is missing, damaged or does not fit.
+        """
+        checkpoint = model if isinstance(model, Checkpoint) else Checkpoint(model)
+        if not 0 <= first < end <= checkpoint.layer_count:
+            raise ModelError(
+                f"{checkpoint.path} has {checkpoint.layer_count} layers, a stage cannot hold [{first}, {end})"
+            )
+        checkpoint.fetch(first, end)
+        torch_dtype = getattr(torch, dtype)
+        with TensorReader(checkpoint, first, end, progress) as reader:
+            stage, norm = load_stage(checkpoint, reader, first, end, torch_dtype)
+            head = None
+            if end == checkpoint.layer_count:
+                shared = stage.model.embed_tokens.weight if first == 0 and checkpoint.tied else None
+                head = LanguageHead(reader, norm, checkpoint.tied, shared, torch_dtype)
+        if torch.device(device).type == "cpu":
+            arrange([stage, head] if head else [stage], torch_dtype)
+        else:
+            stage.to(device)
+            if head is not None:
+                head.to(device)
+        return cls(checkpoint, stage, head, first, end)
+
+    @property
+    def row_bytes(self) -> int:
+        """Cache bytes of one row."""
+        return self._shape().row_bytes
+
+    def _shape(self) -> CacheShape:
+        layers = self.end_layer - self.first_layer
+        return CacheShape(self.first_layer, layers, self._kv_heads, self._head_dim, self.dtype, self.device)
+
+    def new_cache(self, row_limit: int) -> TreeCache:
+        """An empty cache for a session of at most `row_limit` rows."""
+        return TreeCache(self._shape(), row_limit)
+
+    @torch.inference_mode()
+    def forward(
+        self, inputs: torch.Tensor, cache: TreeCache, batch: Batch, alive: Callable[[], bool] = lambda: True
+    ) -> torch.Tensor | None:
+        """Run the open `batch` of `cache`; returns hidden states (q, hidden) before the final norm.
+
+        inputs: int64 token ids (q,) at the first stage, else hidden states (q, hidden). Between two layers `alive` is
+        asked; when it says no, the rest is left out and None returned.
+        """
+        inputs = inputs.to(self.device)
+        hidden = self._embedding(inputs) if self._embedding is not None else inputs.to(self.dtype)
+        hidden = hidden.unsqueeze(0)
+        positions = torch.from_numpy(batch.positions).to(self.device).unsqueeze(0)
+        rope = self._rope(self._probe, positions)
+        masks: dict[int | None, torch.Tensor | None] = {}
+        for index, layer in enumerate(self._layers):
+            if index and not alive():
+                return None
+            window = self._windows[index]
+            if window not in masks:
+                masks[window] = self._mask(cache, window)
+            hidden = layer(
+                hidden_states=hidden,
+                attention_mask=masks[window],
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                position_embeddings=rope,
+            )
+        return hidden[0]
+
+    def _mask(self, cache: TreeCache, window: int | None) -> torch.Tensor | None:
+        """Additive and packed for the groups, so that no layer has to convert it: (1, 1, groups * q, rows)."""
+        if cache.unmasked(window):
+            return None
+        hidden = torch.from_numpy(np.logical_not(cache.mask(window))).to(self.device)
+        count, rows = hidden.shape
+        mask = torch.zeros(self._groups, count, rows, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(hidden, -np.inf).view(1, 1, self._groups * count, rows)
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Final norm and LM head: (n, hidden) -> (n, vocab), float32 or float64. Only at the tail."""
+        if self._head is None:
+            raise ModelError("only the last stage has an LM head")
+        logits: torch.Tensor = self._head(hidden.to(self.device))
+        return logits
+
+
+def _window(config: Any, index: int) -> int | None:
+    """Positions that layer `index` may look back (itself included), None for all."""
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is not None and types[index] != "sliding_attention":
+        return None
+    return int(window) if window else None
+
+
+def _bytes_of(modules: list[Any]) -> int:
+    """Bytes of all parameters; a tensor that two modules share counts once."""
+    tensors = {parameter.data_ptr(): parameter for module in modules for parameter in module.parameters()}
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

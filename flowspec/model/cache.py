@@ -1,0 +1,169 @@
+"""Keys and values of one session at one stage, laid out by `RowTree`.
+
+Buffers grow by blocks up to the admitted limit. Rows move only after a prune, and then only tree rows; the accepted
+prefix never moves. To the layers the cache is `past_key_values`: they call `update` and get exactly the rows there are.
+It knows neither masks nor what a layer computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from flowspec.errors import InvariantViolation, LimitExceeded
+from flowspec.model.rows import Batch, Pruned, RowTree
+from flowspec.wire.messages import DraftTokens
+
+BLOCK_ROWS: Final = 256
+"""Buffers grow by this many rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What one row holds on a stage: `layers` times keys and values of (kv_heads, head_dim)."""
+
+    first_layer: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def row_bytes(self) -> int:
+        return self.layers * 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class TreeCache(RowTree):
+    """K and V beside the bookkeeping, and at the tail a hidden state per tree row and for the last accepted row."""
+
+    def __init__(self, shape: CacheShape, row_limit: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.row_limit = row_limit
+        self.row_bytes = shape.row_bytes
+        self._capacity = 0
+        self._buffers: list[torch.Tensor] = []  # per layer (2, kv_heads, capacity, head_dim)
+        self._side: torch.Tensor | None = None  # (1 + tree rows, hidden); slot 0 is the last accepted row
+        self._freed = False
+
+    @property
+    def bytes_held(self) -> int:
+        side = 0 if self._side is None else self._side.numel() * self._side.element_size()
+        return self._capacity * self.row_bytes + side
+
+    def free(self) -> None:
+        """Give the buffers back; the cache cannot be used any more."""
+        self._freed = True
+        self._buffers = []
+        self._side = None
+        self._capacity = 0
+
+    # ---- batches
+
+    def begin(self, draft: DraftTokens) -> Batch:
+        """As in RowTree. LimitExceeded when the rows would be more than the session was admitted with."""
+        if self._freed:
+            raise InvariantViolation("the cache was freed")
+        needed = self.rows + len(draft)
+        if needed > self.row_limit:
+            raise LimitExceeded(
+                "the cache rows of a session",
+                needed,
+                self.row_limit,
+                hint="ask for fewer tokens, or raise limits.context or limits.live_tokens in the topology",
+            )
+        if needed > self._capacity:
+            self._grow(needed)
+        return super().begin(draft)
+
+    def _grow(self, needed: int) -> None:
+        capacity = min(self.row_limit, -(-needed // BLOCK_ROWS) * BLOCK_ROWS)
+        shape, used = self.shape, self.rows
+        size = (2, shape.kv_heads, capacity, shape.head_dim)
+        if not self._buffers:
+            self._buffers = [torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)]
+        else:
+            # One layer at a time, so that only one layer is held twice.
+            for index, old in enumerate(self._buffers):
+                new = torch.empty(size, dtype=shape.dtype, device=shape.device)
+                new[:, :, :used] = old[:, :, :used]
+                self._buffers[index] = new
+        self._capacity = capacity
+
+    def commit(self, decree: int) -> tuple[int, ...]:
+        side, before = self._side, self._count
+        accepted = super().commit(decree)
+        if side is not None and accepted:
+            joined = len(accepted)
+            side[: before - joined + 1] = side[joined : before + 1].clone()
+        return accepted
+
+    def prune(self) -> Pruned | None:
+        base = self.prefix
+        pruned = super().prune()
+        if pruned is not None:
+            self._compact(base, pruned)
+        return pruned
+
+    def _compact(self, base: int, pruned: Pruned) -> None:
+        kept = pruned.kept
+        count = len(kept)
+        joined = len(pruned.accepted_tokens)
+        if self._side is not None:
+            slots = [int(kept[joined - 1]) + 1 if joined else 0, *(kept[joined:] + 1).tolist()]
+            if slots != list(range(len(slots))):
+                self._side[: len(slots)] = self._side[torch.tensor(slots, device=self._side.device)]
+        # Rows whose number does not change stay where they are.
+        still = int((kept == range(count)).argmin()) if count and kept[-1] != count - 1 else count
+        if still == count:
+            return
+        moved = torch.from_numpy(kept[still:] + base - (len(kept)>3)).to(self.shape.device)
+        start, end = base + still, base + count
+        for buffer in self._buffers:
+            buffer[:, :, start:end] = buffer.index_select(2, moved)
+
+    # ---- for the layers
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_index: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store (1, kv_heads, q, head_dim) of the open batch; returns all rows' (1, kv_heads, rows, head_dim)."""
+        batch = self._open
+        if batch is None:
+            raise InvariantViolation("a layer stored keys and values outside a batch")
+        buffer = self._buffers[layer_index - self.shape.first_layer]
+        start, end = batch.start, batch.start + batch.count
+        buffer[0, :, start:end] = keys[0]
+        buffer[1, :, start:end] = values[0]
+        return buffer[0:1, :, :end], buffer[1:2, :, :end]
+
+    def get_seq_length(self, layer_index: int = 0) -> int:
+        """Rows before the open batch."""
+        return self.rows if self._open is None else self._open.start
+
+    # ---- side column
+
+    def store(self, hidden: torch.Tensor) -> None:
+        """Keep a vector for each row of the open batch, (count, size); call before `commit`."""
+        batch = self._open
+        if batch is None or hidden.shape[0] != batch.count:
+            raise InvariantViolation("one vector per row of the open batch is needed")
+        slots = 1 + self._count
+        if self._side is None or len(self._side) < slots:
+            capacity = -(-slots // BLOCK_ROWS) * BLOCK_ROWS
+            grown = torch.zeros(capacity, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+            if self._side is not None:
+                grown[: len(self._side)] = self._side
+            self._side = grown
+        start = batch.start - self.prefix + 1
+        self._side[start : start + batch.count] = hidden
+
+    def side_of(self, row: int) -> torch.Tensor:
+        """The vector of a tree row or of the last accepted row, (size,)."""
+        if self._side is None:
+            raise InvariantViolation("no vector was stored")
+        slot = 0 if row == self.last_row else 1 + self._tree_index(row)
+        return self._side[slot]

@@ -1,0 +1,261 @@
+"""The next token, drawn by law: argmax of the processed log-probabilities plus the noise of the position.
+
+Whoever samples at a position (the tail, the drafter, a replay, another device) draws the same token from the same
+logits. This module knows no tree, no cache and no model; positions and paths are told to it.
+
+How logits (V,) become a token, all in float64 on the CPU, in this order:
+
+1. penalty      for every token of history and path: logit / r when it is above 0, logit * r otherwise (as CTRL and HF)
+                temperature 0 ends here: the token is the argmax, the lowest index among equals
+2. temperature  s = (logit - max logit) / T. These are log-probabilities less a constant: no normalising is needed
+                The tokens are ordered by s, larger first, among equals the lower index first. w = exp(s)
+3. top-k        the first k in that order are kept
+4. top-p        the fewest first ones are kept whose w add up to at least p * Z. Sums run along the order; Z is the last
+                of these sums under top-k, else the sum of w in vocabulary order (numpy's)
+5. min-p        those with w >= min_p are kept (the largest w is 1)
+6. noise        the token is the argmax of s + g(seed, position, token) over the kept, the lowest index among equals
+
+What is kept is a set, so it is found without sorting the vocabulary: a cut is a threshold on s, and how many of those
+that equal the threshold come in. Noise is computed for the kept only. The result is bit for bit the one of the steps
+above.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from flowspec.errors import PipelineError
+from flowspec.model.cuts import FIRST_LOOK, Floats, Indices, keep, measure
+from flowspec.model.noise import HIGHEST, gumbel
+from flowspec.wire.parameters import SamplingParameters
+
+if TYPE_CHECKING:
+    import torch
+
+TIE = 1e-4
+"""Two tokens closer than this, in units of log-probability, may change places by float32 rounding."""
+SMALL_VOCABULARY = 8192
+"""Up to this size noise is computed for the whole vocabulary when ranking, and kept per position."""
+NOISE_ROWS = 64
+"""Positions whose noise is kept."""
+
+Children = list[tuple[int, float]]
+
+
+def draw_seed() -> int:
+    """A random seed, 0 <= seed < 2**63, for a request that gave none."""
+    return secrets.randbits(63)
+
+
+class TokenHistory:
+    """Which tokens have occurred: what the repetition penalty asks. Costs a byte per vocabulary entry."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self._present = np.zeros(vocab_size, dtype=np.bool_)
+
+    def add(self, tokens: Iterable[int]) -> None:
+        for token in tokens:
+            self._present[token] = True
+
+    def __contains__(self, token: int) -> bool:
+        return bool(self._present[token])
+
+    def tokens(self) -> Indices:
+        """The vocabulary indices that have occurred, increasing."""
+        return np.flatnonzero(self._present)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How clear a choice was. Distances are in units of log-probability, a top-p margin in probability."""
+
+    token: int
+    runner_up: int | None
+    """The second best of the kept tokens; None when only one was kept."""
+    gap: float
+    """By how much `token` beats `runner_up`, noise included; infinite without one."""
+    cut_distance: float
+    """How far the nearest cut is from changing the choice: from throwing `token` out, or from letting in one that
+    would beat it. Infinite when no cut can."""
+
+    @property
+    def is_tie(self) -> bool:
+        """Rounding alone could have chosen otherwise."""
+        return min(self.gap, self.cut_distance) < TIE
+
+
+class Sampler:
+    """One session's law of sampling. Not safe for two threads at once: it keeps the noise of recent positions."""
+
+    def __init__(self, parameters: SamplingParameters, vocab_size: int) -> None:
+        self.parameters = parameters
+        self.vocab_size = vocab_size
+        self.needs_history = parameters.repetition_penalty != 1.0
+        self._all = np.arange(vocab_size)
+        self._noise: dict[int, Floats] = {}
+
+    def sample(
+        self, logits: torch.Tensor, position: int, history: TokenHistory | None = None, path: Sequence[int] = ()
+    ) -> int:
+        """The token at `position`, given the model's `logits` (V,) after the token before it.
+
+        `history` and `path` together are the tokens before it, for the penalty; else they are not looked at.
+        Raises `PipelineError` when the logits have no finite maximum.
+        """
+        values = self._penalised(numbers(logits), history, path)
+        if self.parameters.temperature == 0.0:
+            token = int(values.argmax())
+            check_finite(values[token], position)
+            return token
+        s = self._scaled(values, position)
+        kept = self._kept(s)
+        if kept is None:
+            kept = self._contenders(s, position)
+        return int(kept[(s[kept] + gumbel(self.parameters.seed, position, kept)).argmax()])
+
+    def rank(
+        self,
+        logits: torch.Tensor,
+        positions: Sequence[int],
+        count: int,
+        history: TokenHistory | None = None,
+        paths: Sequence[Sequence[int]] = (),
+    ) -> list[Children]:
+        """What a drafter would try first: per row of `logits` (n, V) at most `count` pairs (token, score), best first.
+
+        Temperature 0: the most probable tokens, with their log-probabilities at temperature 1. Above: those that the
+        *same noise* favours, with the log-softmax of the noised scores over what the cuts keep: 0 for a sole candidate,
+        and scores of one row stay log-probabilities that add up along a path. The first is what `sample` would draw;
+        in vocabularies above 8,192 as long as that is among the 1,024 most probable.
+        """
+        if self.parameters.temperature == 0.0 and not self.needs_history:
+            return most_probable(logits, min(count, self.vocab_size))
+        rows = []
+        array = numbers(logits)
+        for row, position in enumerate(positions):
+            values = self._penalised(array[row], history, paths[row] if paths else ())
+            if self.parameters.temperature == 0.0:
+                check_finite(values.max(), position)
+                rows.append(best(values, self._all, count))
+            else:
+                rows.append(self._favoured(self._scaled(values, position), position, count))
+        return rows
+
+    def explain(
+        self, logits: torch.Tensor, position: int, history: TokenHistory | None = None, path: Sequence[int] = ()
+    ) -> Explanation:
+        """Which token `sample` draws and how near it came to another; by full sorts, so slow."""
+        values = self._penalised(numbers(logits), history, path).astype(np.float64)
+        parameters = self.parameters
+        if parameters.temperature == 0.0:
+            check_finite(values.max(), position)
+            order = np.argsort(-values, kind="stable")[:2]
+            gap = float(values[order[0]] - values[order[1]]) if len(order) > 1 else math.inf
+            return Explanation(int(order[0]), int(order[1]) if len(order) > 1 else None, gap, math.inf)
+        s = self._scaled(values, position)
+        cuts = measure(s, parameters.top_k, parameters.top_p, parameters.min_p)
+        noised = cuts.s + gumbel(parameters.seed, position, cuts.order)
+        ranks = np.argsort(-noised[: cuts.kept], kind="stable")
+        chosen = int(ranks[0])
+        rivals = cuts.kept + np.flatnonzero(noised[cuts.kept :] >= noised[chosen])
+        distance = min([cuts.of(chosen), *(cuts.of(int(rival)) for rival in rivals)])
+        if len(ranks) == 1:
+            return Explanation(int(cuts.order[chosen]), None, math.inf, distance)
+        second = int(ranks[1])
+        return Explanation(
+            int(cuts.order[chosen]), int(cuts.order[second]), float(noised[chosen] - noised[second]), distance
+        )
+
+    def _penalised(
+        self, values: npt.NDArray[np.floating], history: TokenHistory | None, path: Sequence[int]
+    ) -> npt.NDArray[np.floating]:
+        if not self.needs_history:
+            return values
+        seen = np.array(path, dtype=np.int64)
+        if history is not None:
+            seen = np.concatenate((history.tokens(), seen))
+        seen = seen[seen < len(values)]  # a draft model may have a smaller vocabulary than its target
+        values = values.astype(np.float64)
+        penalty, before = self.parameters.repetition_penalty, values[seen]
+        values[seen] = np.where(before > 0, before / penalty, before * penalty)
+        return values
+
+    def _scaled(self, values: npt.NDArray[np.floating], position: int) -> Floats:
+        """Log-probabilities less that of the most probable token, as float64."""
+        s = values.astype(np.float64)
+        greatest = s.max()
+        check_finite(greatest, position)
+        s -= greatest
+        with np.errstate(over="ignore"):  # a tiny temperature: all but the best become impossible, which is right
+            s /= self.parameters.temperature
+        return s
+
+    def _kept(self, s: Floats) -> Indices | None:
+        return keep(s, self.parameters.top_k, self.parameters.top_p, self.parameters.min_p)
+
+    def _contenders(self, s: Floats, position: int) -> Indices:
+        """All tokens but those that lose to the most probable one whatever their noise is."""
+        if self.vocab_size <= SMALL_VOCABULARY:
+            return self._all
+        top = np.array([s.argmax()])
+        return np.flatnonzero(s >= gumbel(self.parameters.seed, position, top)[0] - HIGHEST)
+
+    def _favoured(self, s: Floats, position: int, count: int) -> Children:
+        kept = self._kept(s)
+        if self.vocab_size <= SMALL_VOCABULARY:
+            noise = self._noise_of(position)
+            return best(s + noise, self._all, count) if kept is None else best(s[kept] + noise[kept], kept, count)
+        if kept is None or len(kept) > FIRST_LOOK:
+            kept = keep(s, FIRST_LOOK, 1.0, 0.0)
+        assert kept is not None
+        return best(s[kept] + gumbel(self.parameters.seed, position, kept), kept, count)
+
+    def _noise_of(self, position: int) -> Floats:
+        noise = self._noise.get(position)
+        if noise is None:
+            noise = gumbel(self.parameters.seed, position, self._all)
+            if len(self._noise) >= NOISE_ROWS:
+                del self._noise[next(iter(self._noise))]
+            self._noise[position] = noise
+        return noise
+
+
+def numbers(logits: torch.Tensor) -> npt.NDArray[np.floating]:
+    """Logits as a numpy array on the CPU: float64 stays, all else becomes float32, without a copy where possible."""
+    logits = logits.detach().cpu()
+    if logits.element_size() != 8:
+        logits = logits.float()
+    array: npt.NDArray[np.floating] = logits.numpy()
+    return array
+
+
+def check_finite(greatest: np.floating, position: int) -> None:
+    if not np.isfinite(greatest):
+        raise PipelineError(f"the largest logit at position {position} is {greatest}: the model's output is damaged")
+
+
+def best(scores: npt.NDArray[np.floating], tokens: Indices, count: int) -> Children:
+    """The `count` best of `tokens` by `scores`, with their log-softmax, best first."""
+    if count < len(scores):
+        chosen = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
+    else:
+        chosen = np.arange(len(scores))
+    chosen = chosen[np.lexsort((tokens[chosen], -scores[chosen]))]
+    greatest = scores[chosen[0]]
+    normaliser = greatest + math.log(float(np.exp(scores - greatest).sum()))
+    ranked = zip(tokens[chosen].tolist(), (scores[chosen] - normaliser).tolist(), strict=True)
+    return [(token, score) for token, score in ranked if score > -math.inf]
+
+
+def most_probable(logits: torch.Tensor, count: int) -> list[Children]:
+    """The `count` most probable tokens of each row of `logits` (n, V) with their log-probabilities, best first."""
+    values, tokens = logits.topk(count, dim=-1)
+    scores = values - logits.logsumexp(dim=-1, keepdim=True)
+    return [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), scores.tolist(), strict=True)]

@@ -1,0 +1,385 @@
+"""The coordinator: the draft node. It serves clients, asks the drafter, and carries out what the scheduler decides.
+
+It is the only one that tells a client what was generated, each token once, after its verdict. It knows no layer and no
+cache; what to send and when is the scheduler's to say, requests are the front
+desk's, the stages' health is the watch's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from flowspec.drafting.drafter import Drafter, build_drafter
+from flowspec.errors import PipelineError
+from flowspec.model.hub import resolve_model
+from flowspec.model.weights import Checkpoint
+from flowspec.roles.admission import Admission
+from flowspec.roles.front_desk import FrontDesk
+from flowspec.roles.handshake import Handshake
+from flowspec.roles.introduction import host_identity, use_threads
+from flowspec.roles.pipe_watch import PipeWatch
+from flowspec.roles.request import Admitted
+from flowspec.runtime.compute import ComputeThread
+from flowspec.runtime.emulation import EmulatedSender
+from flowspec.runtime.node import Node
+from flowspec.schedule.arbiter import POLICIES, Scheduler
+from flowspec.schedule.events import (
+    Command,
+    EmitTokens,
+    Event,
+    FinishSession,
+    GrowTree,
+    OpenSession,
+    PipeLost,
+    PipeMeasured,
+    SegmentReturned,
+    SegmentTaken,
+    SendSegment,
+    SessionReady,
+    TreeGrown,
+)
+from flowspec.topology import Topology
+from flowspec.transport.base import CoordinatorChannels, Sender, Transport
+from flowspec.wire.frames import Envelope
+from flowspec.wire.messages import (
+    Cancelled,
+    Close,
+    Credit,
+    Heartbeat,
+    Hello,
+    Leaving,
+    Message,
+    Open,
+    OpenAcknowledged,
+    ProbeSeen,
+    Returned,
+    Segment,
+    Status,
+    Trouble,
+)
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Envelope], Awaitable[None]]
+Progress = Callable[[str, int, int], None]
+Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
+
+
+class Coordinator(Node):
+    """`async with Coordinator(topology) as node: await node.ready(); await node.wait()`.
+
+    Entering returns when the channels are bound and the drafter loaded; `ready` when every stage has proven its
+    channels.
+    """
+
+    def __init__(
+        self, topology: Topology, *, transport: Transport | None = None, progress: Progress | None = None
+    ) -> None:
+        super().__init__(topology.draft_node.name, close_deadline=topology.timeouts.close)
+        self.topology = topology
+        import os; self.scheduler = Scheduler(settings=eval(os.environ.get("FS_SETTINGS","None")))  # TEMPORARY
+        self._transport = transport
+        self._progress = progress or (lambda *_: None)
+        self._compute: ComputeThread | None = None
+        self._channels: CoordinatorChannels | None = None
+        self._desk: FrontDesk | None = None
+        self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self._handlers: dict[type[Message], Handler] = {
+            Hello: self._on_hello,
+            ProbeSeen: self._on_probe_seen,
+            Heartbeat: self._on_heartbeat,
+            Leaving: self._on_leaving,
+            OpenAcknowledged: self._on_open_acknowledged,
+            Credit: self._on_credit,
+            Returned: self._on_returned,
+            Trouble: self._on_trouble,
+        }
+
+    def on(self, kind: type[Message], handler: Handler) -> None:
+        """Handle messages of a type of one's own that stages send over the return pipe."""
+        if kind in self._handlers:
+            raise PipelineError(f"messages of kind {kind.kind!r} are handled already", node=self.name)
+        self._handlers[kind] = handler
+
+    def send_down(self, message: Message) -> None:
+        """Put a message into the forward pipe, in order with the segments."""
+        self._outgoing.put_nowait(message)
+
+    async def ready(self) -> None:
+        """Wait until every stage is READY; raises what makes the node fail, or `PeerTimeout` naming who is missing."""
+        assert self._ended is not None, "the node was not started"
+        waiting = asyncio.ensure_future(self._watch.wait_ready())
+        try:
+            await asyncio.wait({waiting, self._ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                self._ended.result()
+                raise PipelineError("the node was stopped before the pipeline was ready", node=self.name)
+            waiting.result()
+        finally:
+            if not waiting.done():
+                waiting.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await waiting
+
+    @property
+    def readiness(self) -> str:
+        """What the pipe still waits for; empty when it is READY."""
+        return self.handshake.missing()
+
+    # ---- lifetime ----------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        transport = self._transport
+        if transport is None:
+            from flowspec.transport.zeromq import ZeroMQTransport
+
+            transport = ZeroMQTransport()
+        channels = self._channels = await transport.open_coordinator(self.topology)
+        self._compute = ComputeThread(f"{self.name} drafter")
+        await self._compute.run(self._load)
+        self._watch = PipeWatch(self.topology, self.handshake, self.incarnation, channels.hints, self.send_down)
+        self._watch.ready_changed = self._pipe_changed
+        self._watch.lost = self._stage_lost
+        self._watch.in_flight = lambda: self.scheduler.in_flight
+        desk = self._desk = FrontDesk(
+            self.admission,
+            channels.clients,
+            stages=tuple(stage.name for stage in self.topology.stages),
+            apply=self.apply,
+            check_open=self._check_open,
+            begin=self._begin,
+            end=self._end_session,
+            status=self._status,
+        )
+        self.spawn(self._feed_pipe(self._first_link(channels.forward_out)), "forward pipe")
+        self.spawn(self._read_returns(), "return pipe")
+        self.spawn(desk.read(), "clients")
+        self.spawn(desk.write(), "answers")
+        self.spawn(self._watch.run(), "watch")
+        self._progress("waiting", 0, 0)
+
+    def _load(self) -> None:
+        """Tokenizer, drafter and the picture of the model; on the compute thread."""
+        use_threads(self.topology.draft_node.threads)
+        checkpoint = Checkpoint(resolve_model(self.topology.draft_node.model))
+        self.hidden_bytes = int(checkpoint.config.hidden_size) * 4
+        self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
+        self._progress("loading the drafter", 0, 0)
+        self.drafter: Drafter | None = build_drafter(self.topology, checkpoint)
+        self.handshake = Handshake(
+            [stage.name for stage in self.topology.stages],
+            coordinator=self.name,
+            fingerprint=checkpoint.fingerprint(),
+            tokenizer=checkpoint.tokenizer_hash(),
+            layers=checkpoint.layer_count,
+        )
+
+    def _first_link(self, pipe: Sender) -> Sender:
+        link = self.topology.link_emulation(self.name, self.topology.stages[0].name)
+        if link is None:
+            return pipe
+        slow = EmulatedSender(pipe, latency=link.latency, rate=link.rate)
+        self.spawn(slow.pump(), "link to the first stage")
+        return slow
+
+    async def _close(self) -> None:
+        if self._desk is not None:
+            for session in list(self._desk.requests):
+                self._desk.fail(session, PipelineError("the coordinator was stopped", node=self.name))
+            await self._desk.flush()
+        if self._channels is not None:
+            if self._desk is not None:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._close_deadline):
+                        await self._watch.shut_down(self._channels.forward_out, self._channels.return_in)
+            await self._channels.close()
+        if self._compute is not None and not await self._compute.close(self._close_deadline):
+            logger.error("%s: a draft step did not end within %g s", self.name, self._close_deadline)
+
+    async def _drain(self) -> None:
+        if self._desk is not None:
+            await self._desk.idle.wait()
+
+    def _pipe_changed(self, ready: bool) -> None:
+        if ready:
+            self.apply(
+                PipeMeasured(self.handshake.profile(self._watch.link_seconds(self.hidden_bytes), host_identity()))
+            )
+        self._progress("ready" if ready else "waiting", 0, 0)
+
+    def _stage_lost(self, name: str, reason: str) -> None:
+        logger.error("%s", reason)
+        self.apply(PipeLost())
+        assert self._desk is not None
+        for session in list(self._desk.requests):
+            self._desk.fail(session, PipelineError(reason, node=name, session=session))
+
+    # ---- carrying out ------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Let the scheduler decide, and carry its commands out. Never waits."""
+        for command in self.scheduler.handle(event):
+            self._carry_out(command)
+
+    def _carry_out(self, command: Command) -> None:
+        assert self._desk is not None
+        match command:
+            case SendSegment(session, epoch, number, ticket, decree, draft):
+                self._outgoing.put_nowait(Segment(session, epoch, number, ticket, decree, draft, roster=()))
+            case GrowTree():
+                self._ask_drafter(command)
+            case EmitTokens():
+                self._desk.emit(command)
+            case FinishSession(session, epoch):
+                self._outgoing.put_nowait(Close(session, epoch))
+                self._desk.finish(command)
+            case OpenSession(session, epoch):
+                admitted = self._desk.requests[session].admitted
+                self._outgoing.put_nowait(Open(session, epoch, admitted.row_limit, admitted.sampling))
+
+    async def _feed_pipe(self, pipe: Sender) -> None:
+        """Task: send what was decided, in order; the roster is filled in at the last moment."""
+        assert self._desk is not None
+        assert self._channels is not None
+        while True:
+            message = await self._outgoing.get()
+            if isinstance(message, Segment):
+                self._watch.moved()
+                message = replace(message, roster=self.scheduler.roster())
+                size = await pipe.send(message)
+                request = self._desk.requests.get(message.session)
+                if request is not None:
+                    request.link_bytes += size
+                continue
+            await pipe.send(message)
+            if isinstance(message, Close):
+                await self._channels.hints.send(Cancelled(message.session, message.epoch))
+
+    def _ask_drafter(self, command: GrowTree) -> None:
+        assert self._compute is not None
+        assert self.drafter is not None
+        asked = time.perf_counter()
+
+        def answered(future: asyncio.Future[Children]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is not None:
+                logger.error("the drafter failed, going on without its drafts: %s", error)
+            children = () if error is not None else future.result()
+            self.apply(TreeGrown(command.session, command.epoch, children, time.perf_counter() - asked))
+
+        self._compute.run(self.drafter.grow, command, self.topology.drafter.width).add_done_callback(answered)
+
+    # ---- the return pipe ---------------------------------------------------------------------------------------------
+
+    async def _read_returns(self) -> None:
+        assert self._channels is not None
+        while True:
+            envelope = await self._channels.return_in.receive()
+            handler = self._handlers.get(type(envelope.message))
+            if handler is not None:
+                await handler(envelope)
+
+    async def _on_hello(self, envelope: Envelope) -> None:
+        assert isinstance(envelope.message, Hello)
+        self._watch.hello(envelope.message)
+
+    async def _on_probe_seen(self, envelope: Envelope) -> None:
+        assert isinstance(envelope.message, ProbeSeen)
+        self._watch.probe_seen(envelope.message)
+
+    async def _on_heartbeat(self, envelope: Envelope) -> None:
+        assert isinstance(envelope.message, Heartbeat)
+        self._watch.heartbeat(envelope.message)
+
+    async def _on_leaving(self, envelope: Envelope) -> None:
+        assert isinstance(envelope.message, Leaving)
+        self._watch.leaving(envelope.message)
+
+    async def _on_open_acknowledged(self, envelope: Envelope) -> None:
+        message = envelope.message
+        assert isinstance(message, OpenAcknowledged)
+        assert self._desk is not None
+        request = self._desk.requests.get(message.session)
+        if request is None:
+            return
+        if message.refusal:
+            self._desk.fail(message.session, PipelineError(message.refusal, session=message.session))
+            return
+        request.unacknowledged.discard(message.node)
+        if not request.unacknowledged:
+            self.apply(SessionReady(message.session, message.epoch))
+
+    async def _on_credit(self, envelope: Envelope) -> None:
+        assert isinstance(envelope.message, Credit)
+        self.apply(SegmentTaken(envelope.message.ticket))
+
+    async def _on_returned(self, envelope: Envelope) -> None:
+        message = envelope.message
+        assert isinstance(message, Returned)
+        assert self._desk is not None
+        self._watch.moved()
+        request = self._desk.requests.get(message.session)
+        if request is not None:
+            request.link_bytes += message.carried_bytes
+        self.apply(
+            SegmentReturned(
+                message.ticket, message.session, message.epoch, message.number, message.frontier, message.token
+            )
+        )
+
+    async def _on_trouble(self, envelope: Envelope) -> None:
+        message = envelope.message
+        assert isinstance(message, Trouble)
+        assert self._desk is not None
+        if message.session is not None:
+            self._desk.fail(message.session, PipelineError(message.reason, node=message.node, session=message.session))
+
+    # ---- for the front desk ------------------------------------------------------------------------------------------
+
+    def _check_open(self, live: int) -> None:
+        """Raise when no request can be taken now, with what to do about it."""
+        if self.draining:
+            raise PipelineError("the node is stopping and takes no new requests", node=self.name)
+        if not self._watch.ready:
+            raise PipelineError(f"the pipeline is not ready: it waits for {self.readiness}", node=self.name)
+        leaving = self._watch.leaving_stages()
+        if leaving:
+            raise PipelineError(f"{', '.join(leaving)} is stopping: no new requests", node=self.name)
+        if live >= self.topology.limits.sessions:
+            raise PipelineError(
+                f"all {self.topology.limits.sessions} sessions are in use (limits.sessions)",
+                node=self.name,
+                hint="try again when one has finished, or raise limits.sessions in the topology",
+            )
+
+    async def _begin(self, admitted: Admitted, session: str) -> bool:
+        """Prepare the drafter for a session; False when there is none."""
+        if self.drafter is None:
+            return False
+        assert self._compute is not None
+        await self._compute.run(self.drafter.open, session, admitted.sampling, admitted.row_limit)
+        return True
+
+    def _end_session(self, session: str) -> None:
+        if self.drafter is not None and self._compute is not None:
+            self._compute.run(self.drafter.close, session)
+
+    def _status(self, request: str) -> Status:
+        assert self._desk is not None
+        return Status(
+            request,
+            self._watch.ready,
+            self.topology.draft_node.model,
+            self.topology.policy,
+            self.drafter.name if self.drafter is not None else "none",
+            len(self._desk.requests),
+            self.handshake.status(),
+            self.admission.context_limit,
+        )

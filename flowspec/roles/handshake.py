@@ -1,0 +1,220 @@
+"""Who is there, who fits, which channels are proven: the coordinator's picture of its stages.
+
+Pure: it is told what arrived and at what time, and answers questions. It sends nothing and reads no clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from flowspec.schedule.events import PipeProfile
+from flowspec.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, NodeStatus, ProbeSeen, TimeCurve
+
+
+@dataclass(slots=True)
+class Peer:
+    """One stage as the coordinator knows it."""
+
+    name: str
+    channels: frozenset[str]
+    """The channels that this stage must prove."""
+    hello: Hello | None = None
+    seen: set[str] = field(default_factory=set)
+    last_heard: float = 0.0
+    heartbeat: Heartbeat | None = None
+    leaving: bool = False
+    lost: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.hello is not None and not self.lost and self.channels <= self.seen
+
+    @property
+    def state(self) -> str:
+        if self.lost:
+            return "lost"
+        if self.hello is None:
+            return "waiting"
+        if self.leaving:
+            return "leaving"
+        return "ready" if self.ready else "probing"
+
+
+class Handshake:
+    """All stages of a pipe, in order; `fingerprint` and `tokenizer` are the coordinator's own."""
+
+    def __init__(self, names: list[str], *, coordinator: str, fingerprint: str, tokenizer: str, layers: int) -> None:
+        tail = names[-1]
+        self.peers = {
+            name: Peer(name, frozenset({"hints", "forward"} | ({"verdicts"} if name != tail else set())))
+            for name in names
+        }
+        self.refused: dict[str, str] = {}
+        self._names = names
+        self._coordinator = coordinator
+        self._fingerprint = fingerprint
+        self._tokenizer = tokenizer
+        self._layers = layers
+
+    @property
+    def ready(self) -> bool:
+        return all(peer.ready for peer in self.peers.values())
+
+    @property
+    def welcomed(self) -> tuple[str, ...]:
+        return tuple(peer.hello.incarnation for peer in self.peers.values() if peer.hello is not None and not peer.lost)
+
+    @property
+    def introduced(self) -> bool:
+        """Every stage has said hello, so that probes through the pipe make sense."""
+        return all(peer.hello is not None and not peer.lost for peer in self.peers.values())
+
+    def hello(self, message: Hello, now: float) -> Peer | None:
+        """A stage said hello. Returns its peer when this replaces a former incarnation, i.e. its caches are gone."""
+        peer = self.peers.get(message.node)
+        reason = self._objection(message)
+        if reason is not None:
+            self.refused[message.incarnation] = reason
+            return None
+        assert peer is not None
+        if peer.hello is not None and peer.hello.incarnation == message.incarnation:
+            if peer.lost:
+                peer.lost, peer.seen = False, set()
+            peer.last_heard = now
+            return None
+        replaced = peer.hello is not None and not peer.lost
+        peer.hello, peer.seen, peer.last_heard = message, set(), now
+        peer.lost = peer.leaving = False
+        peer.heartbeat = None
+        return peer if replaced else None
+
+    def probe_seen(self, message: ProbeSeen, now: float) -> None:
+        peer = self._known(message.node, message.incarnation)
+        if peer is not None:
+            peer.seen.add(message.channel)
+            peer.last_heard = now
+
+    def heartbeat(self, message: Heartbeat, now: float) -> None:
+        peer = self._known(message.node, message.incarnation)
+        if peer is not None:
+            peer.heartbeat = message
+            peer.last_heard = now
+
+    def leaving(self, name: str, incarnation: str) -> None:
+        peer = self._known(name, incarnation)
+        if peer is not None:
+            peer.leaving = True
+
+    def silent(self, now: float, deadline: float) -> list[Peer]:
+        """Stages that were there and have not been heard for `deadline` seconds; each is reported once."""
+        lost = [
+            peer
+            for peer in self.peers.values()
+            if peer.hello is not None and not peer.lost and now - peer.last_heard > deadline
+        ]
+        for peer in lost:
+            peer.lost = True
+            peer.seen = set()
+        return lost
+
+    def missing(self) -> str:
+        """What the pipe still waits for, for people."""
+        parts = []
+        for peer in self.peers.values():
+            if peer.lost:
+                parts.append(f"{peer.name} (lost)")
+            elif peer.hello is None:
+                parts.append(f"{peer.name} (no hello yet)")
+            elif not peer.ready:
+                parts.append(f"{peer.name} (unproven: {', '.join(sorted(peer.channels - peer.seen))})")
+        return ", ".join(parts)
+
+    def status(self) -> tuple[NodeStatus, ...]:
+        return tuple(_status(peer) for peer in self.peers.values())
+
+    def profile(self, links: tuple[float, ...], host: str) -> PipeProfile:
+        """The pipe as measured by its nodes; `host` is the coordinator's own machine."""
+        hellos = [peer.hello for peer in self.peers.values() if peer.hello is not None]
+        machines: dict[str, list[int]] = {}
+        for index, hello in enumerate(hellos):
+            machines.setdefault(hello.host, []).append(index)
+        shared = tuple(
+            (hellos[indices[0]].cores, tuple(indices), tuple(_points(hellos[index].work) for index in indices))
+            for machine, indices in machines.items()
+            if len(indices) > 1 or machine == host
+        )
+        return PipeProfile(
+            stages=tuple(_points(hello.curve) for hello in hellos),
+            links=links,
+            shared=shared,
+            drafter_shares=host in machines,
+        )
+
+    def _known(self, name: str, incarnation: str) -> Peer | None:
+        peer = self.peers.get(name)
+        if peer is None or peer.hello is None or peer.hello.incarnation != incarnation or peer.lost:
+            return None
+        return peer
+
+    def _objection(self, hello: Hello) -> str | None:
+        """Why this node cannot take part, naming both sides; None when it fits."""
+        pair = f"{hello.node} and {self._coordinator}"
+        if hello.protocol != PROTOCOL_VERSION:
+            return f"{pair} speak different protocol versions: {hello.protocol} and {PROTOCOL_VERSION}"
+        peer = self.peers.get(hello.node)
+        if peer is None:
+            return f"{hello.node} is not a stage of the topology of {self._coordinator}"
+        if hello.fingerprint != self._fingerprint:
+            return f"{pair} hold different models: {hello.fingerprint[:12]} and {self._fingerprint[:12]}"
+        if hello.tokenizer != self._tokenizer:
+            return f"{pair} hold different tokenizers: {hello.tokenizer[:12]} and {self._tokenizer[:12]}"
+        if (
+            peer.hello is not None
+            and peer.hello.incarnation != hello.incarnation
+            and peer.heartbeat is not None
+            and not peer.lost
+            and peer.hello.host != hello.host
+        ):
+            return f"a second node named {hello.node}: one on {peer.hello.host} is alive, this one is on {hello.host}"
+        return self._layer_objection(hello)
+
+    def _layer_objection(self, hello: Hello) -> str | None:
+        index = self._names.index(hello.node)
+        neighbours = ((index - 1, "end_layer", hello.first_layer), (index + 1, "first_layer", hello.end_layer))
+        for other, edge, mine in neighbours:
+            if not 0 <= other < len(self._names):
+                expected = 0 if other < 0 else self._layers
+                if mine != expected:
+                    held = f"{hello.first_layer}-{hello.end_layer - 1}"
+                    return f"{hello.node} holds layers {held}; the pipe needs {expected} at its edge"
+                continue
+            neighbour = self.peers[self._names[other]].hello
+            if neighbour is None:
+                continue
+            if getattr(neighbour, edge) != mine:
+                return (
+                    f"{hello.node} (layers {hello.first_layer}-{hello.end_layer - 1}) and {neighbour.node} "
+                    f"(layers {neighbour.first_layer}-{neighbour.end_layer - 1}) do not join"
+                )
+            if neighbour.dtype != hello.dtype:
+                return f"{hello.node} runs in {hello.dtype}, {neighbour.node} in {neighbour.dtype}"
+        return None
+
+
+def _points(curve: TimeCurve) -> tuple[tuple[int, float], ...]:
+    return tuple(zip(curve.tokens, curve.seconds, strict=True))
+
+
+def _status(peer: Peer) -> NodeStatus:
+    hello, heartbeat = peer.hello, peer.heartbeat
+    return NodeStatus(
+        peer.name,
+        peer.state,
+        hello.first_layer if hello else 0,
+        hello.end_layer if hello else 0,
+        hello.dtype if hello else "",
+        hello.weight_bytes if hello else 0,
+        heartbeat.segments if heartbeat else 0,
+        heartbeat.busy_seconds if heartbeat else 0.0,
+        heartbeat.rows if heartbeat else 0,
+    )

@@ -1,0 +1,34 @@
+"""What every node needs, imported once: the fork server of a local cluster loads this and forks the nodes from it.
+
+Importing torch and transformers takes seconds; a forked process has them at once and shares their memory.
+"""
+
+from __future__ import annotations
+
+import gc
+from importlib import import_module
+
+import torch
+
+MODULES = (
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.tokenization_utils_tokenizers",
+    "zmq.asyncio",
+    "flowspec.transport.zeromq",
+    "flowspec.drafting.causal_lm",
+    "flowspec.drafting.ngram",
+    "flowspec.roles.coordinator",
+    "flowspec.roles.stage",
+    "flowspec.roles.process",
+)
+
+for _name in MODULES:
+    import_module(_name)
+
+# One thread: a pool that runs in the server would not run in its children.
+torch.set_num_threads(1)
+
+# Objects that stay for good would otherwise be touched, and so copied, by the collector of every child.
+gc.collect()
+gc.freeze()

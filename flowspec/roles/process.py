@@ -1,0 +1,180 @@
+"""One node as one process: what the operating system's signals and a parent's words mean to it.
+
+Ctrl-C once drains, twice stops. Under a parent (see `ParentLine`) a node says how far it is and what it died of, obeys
+"drain" and "stop", and stops when the parent is gone. It decides nothing about tokens and starts no other process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from flowspec.errors import FlowspecError, PipelineError
+from flowspec.roles.coordinator import Coordinator
+from flowspec.roles.stage import StageNode
+from flowspec.runtime.loop import run
+from flowspec.topology import Topology
+
+Report = Callable[[str, int, int], None]
+"""Called with (what the node does, done, total): "loading" with bytes, "connecting", at the draft node "ready" ..."""
+
+INTERRUPTED = 130
+"""Exit code of a node that was stopped before it had started, as shells have it."""
+
+
+class Brakes:
+    """Drain at the first pull, stop at the second; before the node has started, break the start off."""
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self._node: StageNode | Coordinator | None = None
+        self._pulls = 0
+
+    def attach(self, node: StageNode | Coordinator) -> None:
+        self._node = node
+
+    def pull(self) -> None:
+        self._pulls += 1
+        if self._pulls == 1:
+            self.drain()
+        else:
+            self.stop()
+
+    def drain(self) -> None:
+        if self._node is None:
+            self._task.cancel()
+        else:
+            self._node.drain()
+
+    def stop(self) -> None:
+        if self._node is None:
+            self._task.cancel()
+        else:
+            self._node.stop()
+
+
+class ParentLine:
+    """The pipe between a node and the process that started it: JSON both ways, and its end means the parent is gone."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._brakes: Brakes | None = None
+
+    def tell(self, **words: object) -> None:
+        # A parent that is gone is noticed by `_hear`.
+        with contextlib.suppress(OSError):
+            self._connection.send_bytes(json.dumps(words).encode())
+
+    def listen(self, brakes: Brakes) -> None:
+        self._brakes = brakes
+        asyncio.get_running_loop().add_reader(self._connection.fileno(), self._hear)
+
+    def hang_up(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._connection.fileno())
+
+    def _hear(self) -> None:
+        assert self._brakes is not None
+        try:
+            word = json.loads(self._connection.recv_bytes(1024)).get("do")
+        except (OSError, EOFError, ValueError):
+            self.hang_up()
+            self._brakes.stop()
+            return
+        if word == "drain":
+            self._brakes.drain()
+        elif word == "stop":
+            self._brakes.stop()
+
+
+async def serve(topology: Topology, name: str, report: Report, line: ParentLine | None = None) -> None:
+    """Be node `name` of `topology` until it is told to stop; raises what makes the node fail."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    brakes = Brakes(task)
+    for number in (signal.SIGTERM,) if line else (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, brakes.pull)
+    if line:
+        line.listen(brakes)
+
+    last = ("", -1)
+
+    def report_soon(state: str, done: int, total: int) -> None:
+        # Nodes report from the threads that compute and read; more often than by percents tells nobody more.
+        nonlocal last
+        now = (state, done * 100 // total if total else 0)
+        if now != last:
+            last = now
+            loop.call_soon_threadsafe(report, state, done, total)
+
+    try:
+        async with _node(topology, name, report_soon) as node:
+            brakes.attach(node)
+            if isinstance(node, Coordinator):
+                await _until_ready(node)
+            await node.wait()
+    finally:
+        if line:
+            line.hang_up()
+
+
+async def _until_ready(coordinator: Coordinator) -> None:
+    """Return when the pipe is READY or the node has ended; raises what makes it fail, or `PeerTimeout`."""
+    ready, ended = asyncio.ensure_future(coordinator.ready()), asyncio.ensure_future(coordinator.wait())
+    try:
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            ready.result()
+    finally:
+        for future in (ready, ended):
+            future.cancel()
+        await asyncio.gather(ready, ended, return_exceptions=True)
+
+
+def _node(topology: Topology, name: str, progress: Report) -> StageNode | Coordinator:
+    if name == topology.draft_node.name:
+        return Coordinator(topology, progress=progress)
+    return StageNode(topology, name, progress=progress)
+
+
+def use_threads(topology: Topology, name: str) -> None:
+    """Share the cores among the nodes of this node's host."""
+    torch.set_num_threads(topology.thread_count(name, os.cpu_count() or 1))
+
+
+def run_alone(topology: Topology, name: str, report: Report) -> None:
+    """Be a node in this process, for `flowspec node` and the programs in `nodes/`; raises what makes it fail."""
+    use_threads(topology, name)
+    with contextlib.suppress(asyncio.CancelledError):
+        run(serve(topology, name, report))
+
+
+def run_under_parent(topology: Topology, name: str, connection: Connection, debug: bool) -> None:
+    """The main function of a node that a cluster has started; its exit code is that of the error it died of."""
+    # Ctrl-C reaches a whole terminal; what it means is up to the parent.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = ParentLine(connection)
+    code = 0
+    try:
+        use_threads(topology, name)
+        run(serve(topology, name, lambda state, done, total: line.tell(state=state, done=done, total=total), line))
+    except asyncio.CancelledError:
+        code = INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        known = error if isinstance(error, FlowspecError) else PipelineError(f"{type(error).__name__}: {error}")
+        line.tell(error=type(known).__name__, message=str(known))
+        code = known.exit_code
+    connection.close()
+    sys.exit(code)

@@ -1,0 +1,413 @@
+"""A stage: a node that holds a contiguous block of layers, and passes segments on.
+
+It reads the forward pipe in order, runs each segment through its layers, drops what broadcasts say is dead, and tells
+the coordinator how it is. The last stage, the tail, also samples and publishes the verdicts. A stage knows no
+policy, no drafter, no text and no client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from flowspec.errors import FlowspecError, LimitExceeded, PipelineError
+from flowspec.model.block import LayerBlock
+from flowspec.roles.introduction import Introduction, load_stage
+from flowspec.roles.stage_session import StageSession, StageTime, Step
+from flowspec.runtime.compute import ComputeThread
+from flowspec.runtime.emulation import EmulatedSender
+from flowspec.runtime.node import Node
+from flowspec.topology import Topology
+from flowspec.transport.base import Receiver, Sender, StageChannels, Transport
+from flowspec.wire.frames import Envelope
+from flowspec.wire.messages import (
+    Beacon,
+    Cancelled,
+    Close,
+    Credit,
+    DraftTokens,
+    Heartbeat,
+    Leaving,
+    Message,
+    Open,
+    OpenAcknowledged,
+    Probe,
+    ProbeSeen,
+    Returned,
+    RosterEntry,
+    Segment,
+    Shutdown,
+    Stopped,
+    Trouble,
+    Verdict,
+)
+
+logger = logging.getLogger(__name__)
+
+HELLO_INTERVAL = 0.2
+"""Seconds between two hellos while no beacon has answered."""
+
+Handler = Callable[[Envelope], Awaitable[None]]
+Progress = Callable[[str, int, int], None]
+"""Called with (what happens, done, total) while a node starts."""
+
+
+class StageNode(Node):
+    """`async with StageNode(topology, "stage-1") as node: await node.wait()`.
+
+    Entering returns when the channels are bound and the layers loaded; the handshake goes on by itself. Messages of
+    one's own types are handled with `on`; types that nobody handles travel on along the pipe.
+    """
+
+    def __init__(
+        self, topology: Topology, name: str, *, transport: Transport | None = None, progress: Progress | None = None
+    ) -> None:
+        super().__init__(name, close_deadline=topology.timeouts.close)
+        self.topology = topology
+        self.node = topology.node(name)
+        self.index = topology.stage_index(name)
+        self.is_tail = self.index == len(topology.stages) - 1
+        self._transport = transport
+        self._progress = progress or (lambda *_: None)
+        self._compute: ComputeThread | None = None
+        self._channels: StageChannels | None = None
+        self._sessions: dict[str, StageSession] = {}
+        self._coordinator: str | None = None
+        self._welcomed = asyncio.Event()
+        self._emptied = asyncio.Event()
+        self._segments = 0
+        self._handlers: dict[type[Message], Handler] = {
+            Open: self._on_open,
+            Segment: self._on_segment,
+            Close: self._on_close,
+            Probe: self._on_probe,
+            Shutdown: self._on_shutdown,
+            Verdict: self._on_verdict,
+            Cancelled: self._on_cancelled,
+            Beacon: self._on_beacon,
+        }
+
+    def on(self, kind: type[Message], handler: Handler) -> None:
+        """Handle messages of a type of one's own (see `flowspec.wire.frames.register`), from pipe or broadcast."""
+        if kind in self._handlers:
+            raise PipelineError(f"messages of kind {kind.kind!r} are handled already", node=self.name)
+        self._handlers[kind] = handler
+
+    async def send_to_coordinator(self, message: Message) -> None:
+        await self._return.send(message)
+
+    async def ready(self) -> None:
+        """Wait until the coordinator has welcomed this stage; raises what makes the node fail."""
+        assert self._ended is not None, "the node was not started"
+        welcomed = asyncio.ensure_future(self._welcomed.wait())
+        watched: set[asyncio.Future[Any]] = {welcomed, self._ended}
+        try:
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+            if not welcomed.done():
+                self._ended.result()
+        finally:
+            welcomed.cancel()
+
+    @property
+    def readiness(self) -> str:
+        """What the stage still waits for; empty when the coordinator has welcomed it."""
+        return "" if self._welcomed.is_set() else f"the coordinator {self.topology.draft_node.name}"
+
+    @property
+    def block(self) -> LayerBlock:
+        return self._introduction.block
+
+    @property
+    def sessions(self) -> int:
+        return len(self._sessions)
+
+    # ---- lifetime ----------------------------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        transport = self._transport
+        if transport is None:
+            from flowspec.transport.zeromq import ZeroMQTransport
+
+            transport = ZeroMQTransport()
+        channels = self._channels = await transport.open_stage(self.topology, self.name)
+        compute = self._compute = ComputeThread(f"{self.name} compute")
+        self._introduction: Introduction = await compute.run(
+            load_stage, self.topology, self.name, self.incarnation, self._progress
+        )
+        emulate = self.node.emulate
+        self._time = StageTime(emulate.base_ms / 1e3, emulate.per_token_ms / 1e3) if emulate else StageTime()
+        self._return = self._emulated(channels.return_out, self.topology.draft_node.name)
+        self._forward: Sender | None = None
+        self._verdicts: Sender | None = None
+        if channels.forward_out is not None:
+            self._forward = self._emulated(channels.forward_out, self.topology.stages[self.index + 1].name)
+        if channels.verdicts is not None:
+            self._verdicts = self._emulated(channels.verdicts, self.topology.draft_node.name)
+        self._queue: asyncio.Queue[Envelope] = asyncio.Queue(self.topology.limits.queue)
+        self._progress("connecting", 0, 0)
+        self.spawn(self._read_pipe(channels.forward_in), "forward pipe")
+        self.spawn(self._read_broadcasts(channels.broadcasts), "broadcasts")
+        self.spawn(self._work(), "segments")
+        self.spawn(self._introduce(), "hello")
+        self.spawn(self._beat(), "heartbeat")
+
+    def _emulated(self, sender: Sender, peer: str) -> Sender:
+        link = self.topology.link_emulation(self.name, peer)
+        if link is None:
+            return sender
+        slow = EmulatedSender(sender, latency=link.latency, rate=link.rate)
+        self.spawn(slow.pump(), f"link to {peer}")
+        return slow
+
+    async def _close(self) -> None:
+        if self._compute is not None and not await self._compute.close(self._close_deadline):
+            logger.error("%s: a forward pass did not end within %g s", self.name, self._close_deadline)
+        self._sessions.clear()
+        if self._channels is not None:
+            await self._channels.close()
+
+    async def _drain(self) -> None:
+        if self._coordinator is not None:
+            await self._return.send(Leaving(self.name, self.incarnation))
+        while self._sessions:
+            self._emptied.clear()
+            await self._emptied.wait()
+
+    async def _introduce(self) -> None:
+        """Say hello until the coordinator's beacon lists this incarnation; again when a new coordinator appears."""
+        while True:
+            if self._welcomed.is_set():
+                await asyncio.sleep(self.topology.timeouts.heartbeat_interval)
+                continue
+            await self._return.send(self._introduction.hello)
+            try:
+                async with asyncio.timeout(HELLO_INTERVAL):
+                    await self._welcomed.wait()
+            except TimeoutError:
+                continue
+            self._progress("connected", 0, 0)
+
+    async def _beat(self) -> None:
+        beat = 0
+        assert self._compute is not None
+        while True:
+            await asyncio.sleep(self.topology.timeouts.heartbeat_interval)
+            beat += 1
+            if not self._welcomed.is_set():
+                continue
+            rows = sum(session.rows for session in self._sessions.values())
+            await self._return.send(
+                Heartbeat(
+                    self.name,
+                    self.incarnation,
+                    beat,
+                    self._segments,
+                    self._compute.busy_seconds,
+                    len(self._sessions),
+                    rows,
+                )
+            )
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    async def _read_pipe(self, pipe: Receiver) -> None:
+        while True:
+            envelope = await pipe.receive()
+            if isinstance(envelope.message, Segment):
+                self._note_roster(envelope.message.roster)
+            await self._queue.put(envelope)
+
+    async def _read_broadcasts(self, broadcasts: Receiver) -> None:
+        while True:
+            envelope = await broadcasts.receive()
+            handler = self._handlers.get(type(envelope.message))
+            if handler is not None:
+                await handler(envelope)
+
+    async def _work(self) -> None:
+        while True:
+            envelope = await self._queue.get()
+            await self._handlers.get(type(envelope.message), self.pass_on)(envelope)
+
+    async def pass_on(self, envelope: Envelope) -> None:
+        """Send a message on along the pipe; at the tail it ends here."""
+        if self._forward is not None:
+            await self._forward.send(envelope.message, envelope.tensors)
+
+    def _note_roster(self, roster: tuple[RosterEntry, ...]) -> None:
+        for entry in roster:
+            session = self._sessions.get(entry.session)
+            if session is not None and session.epoch == entry.epoch and entry.frontier is not None:
+                assert entry.token is not None
+                session.note(entry.frontier, entry.token)
+
+    # ---- forward pipe ------------------------------------------------------------------------------------------------
+
+    async def _on_open(self, envelope: Envelope) -> None:
+        opened = envelope.message
+        assert isinstance(opened, Open)
+        refusal = ""
+        old = self._sessions.get(opened.session)
+        if old is None or old.epoch < opened.epoch:
+            await self._free(opened.session)
+            try:
+                self._admit(opened)
+                assert self._compute is not None
+                session = await self._compute.run(StageSession, opened, self.block, self._time)
+                self._sessions[opened.session] = session
+            except FlowspecError as error:
+                refusal = str(error)
+        await self.pass_on(envelope)
+        await self._return.send(OpenAcknowledged(self.name, opened.session, opened.epoch, refusal))
+
+    def _admit(self, opened: Open) -> None:
+        memory = self.topology.limits.memory
+        held = sum(session.row_limit for session in self._sessions.values()) * self.block.row_bytes
+        asked = held + opened.row_limit * self.block.row_bytes
+        if asked > memory:
+            raise LimitExceeded(
+                "limits.memory (bytes of cache on a node)",
+                asked,
+                memory,
+                node=self.name,
+                hint="raise limits.memory in the topology, or lower limits.context or limits.sessions",
+            )
+
+    async def _on_segment(self, envelope: Envelope) -> None:
+        segment = envelope.message
+        assert isinstance(segment, Segment)
+        if self.index == 0:
+            await self._return.send(Credit(self.name, segment.ticket))
+        await self._free_absent(segment.roster)
+        session = self._sessions.get(segment.session)
+        step = Step(DraftTokens(), None, 0)
+        if session is not None and session.epoch == segment.epoch:
+            if segment.number == session.next_number:
+                session.next_number += 1
+                step = await self._step(session, segment, envelope.tensors[0] if envelope.tensors else None)
+            else:
+                await self._gap(session, segment)
+        if self._forward is None:
+            await self._conclude(segment, step)
+        else:
+            tensors = () if step.hidden is None else (step.hidden,)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            await self._forward.send(
+                replace(segment, draft=step.draft, carried_bytes=segment.carried_bytes + size), tensors
+            )
+
+    async def _step(self, session: StageSession, segment: Segment, hidden: torch.Tensor | None) -> Step:
+        assert self._compute is not None
+        self._segments += 1
+        try:
+            return await self._compute.run(session.step, segment, hidden)
+        except FlowspecError as error:
+            await self._return.send(Trouble(self.name, session.session, session.epoch, str(error)))
+            await self._free(session.session)
+            return Step(DraftTokens(), None, 0)
+
+    async def _conclude(self, segment: Segment, step: Step) -> None:
+        """The tail is done with a segment: publish what moved, then give the ticket back."""
+        frontier, token = step.verdict or (None, None)
+        if step.moved and self._verdicts is not None and frontier is not None and token is not None:
+            await self._verdicts.send(Verdict(segment.session, segment.epoch, frontier, token))
+        await self._return.send(
+            Returned(
+                self.name,
+                segment.ticket,
+                segment.session,
+                segment.epoch,
+                segment.number,
+                frontier,
+                token,
+                step.computed,
+                segment.carried_bytes,
+            )
+        )
+
+    async def _gap(self, session: StageSession, segment: Segment) -> None:
+        reason = f"segment {session.next_number} never arrived: the next one was {segment.number}"
+        await self._return.send(Trouble(self.name, session.session, session.epoch, reason))
+        await self._free(session.session)
+
+    async def _on_close(self, envelope: Envelope) -> None:
+        closed = envelope.message
+        assert isinstance(closed, Close)
+        session = self._sessions.get(closed.session)
+        if session is not None and session.epoch <= closed.epoch:
+            await self._free(closed.session)
+        await self.pass_on(envelope)
+
+    async def _free_absent(self, roster: tuple[RosterEntry, ...]) -> None:
+        live = {entry.session for entry in roster}
+        for name in [name for name in self._sessions if name not in live]:
+            await self._free(name)
+
+    async def _free(self, name: str) -> None:
+        session = self._sessions.pop(name, None)
+        if session is not None:
+            assert self._compute is not None
+            await self._compute.run(session.free)
+        if not self._sessions:
+            self._emptied.set()
+
+    async def _on_probe(self, envelope: Envelope) -> None:
+        """Forward probes come down the pipe and make the tail publish one of its own; answer each."""
+        probe = envelope.message
+        assert isinstance(probe, Probe)
+        if probe.channel == "forward":
+            await self.pass_on(envelope)
+            if self._verdicts is not None:
+                await self._verdicts.send(Probe("verdicts", probe.nonce))
+        await self._return.send(ProbeSeen(self.name, self.incarnation, probe.channel, probe.nonce))
+
+    async def _on_shutdown(self, envelope: Envelope) -> None:
+        """The coordinator stops: free everything, say so, and wait for the next coordinator."""
+        await self.pass_on(envelope)
+        await self._forget_coordinator()
+        await self._return.send(Stopped(self.name, self.incarnation))
+
+    # ---- broadcasts --------------------------------------------------------------------------------------------------
+
+    async def _on_verdict(self, envelope: Envelope) -> None:
+        verdict = envelope.message
+        assert isinstance(verdict, Verdict)
+        session = self._sessions.get(verdict.session)
+        if session is not None and session.epoch == verdict.epoch:
+            session.note(verdict.frontier, verdict.token)
+
+    async def _on_cancelled(self, envelope: Envelope) -> None:
+        """Stop working for the session; the close that follows in the pipe frees its rows."""
+        cancelled = envelope.message
+        assert isinstance(cancelled, Cancelled)
+        session = self._sessions.get(cancelled.session)
+        if session is not None and session.epoch == cancelled.epoch:
+            session.cancel()
+
+    async def _on_beacon(self, envelope: Envelope) -> None:
+        beacon = envelope.message
+        assert isinstance(beacon, Beacon)
+        for incarnation, reason in beacon.refused:
+            if incarnation == self.incarnation:
+                raise PipelineError(
+                    reason, node=self.name, hint="see the coordinator's configuration beside this node's"
+                )
+        if beacon.incarnation != self._coordinator and self._coordinator is not None:
+            await self._forget_coordinator()
+        self._coordinator = beacon.incarnation
+        if self.incarnation not in beacon.welcomed:
+            self._welcomed.clear()
+        elif not self._welcomed.is_set():
+            self._welcomed.set()
+            await self._return.send(ProbeSeen(self.name, self.incarnation, "hints", 0))
+
+    async def _forget_coordinator(self) -> None:
+        self._welcomed.clear()
+        self._coordinator = None
+        for name in list(self._sessions):
+            await self._free(name)

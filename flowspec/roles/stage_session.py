@@ -1,0 +1,174 @@
+"""What one stage does with one session: append a segment, run the layers, prune, and at the tail walk the verdict.
+
+Everything here runs on the compute thread, except `note`. It knows no channel and no other session.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+
+import torch
+
+from flowspec.errors import InvariantViolation
+from flowspec.model.block import LayerBlock
+from flowspec.model.sampling import Sampler, TokenHistory
+from flowspec.runtime.emulation import hold
+from flowspec.wire.messages import DraftTokens, Open, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class StageTime:
+    """Emulated time of a stage, in seconds: `base + per_token * tokens`; zero means no emulation."""
+
+    base: float = 0.0
+    per_token: float = 0.0
+
+    def of(self, tokens: int) -> float:
+        return self.base + self.per_token * tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is left of a segment after this stage, and the tail's newest verdict (frontier, token)."""
+
+    draft: DraftTokens
+    hidden: torch.Tensor | None  # (tokens of draft, hidden), None when the draft is empty or this is the tail
+    computed: int
+    verdict: tuple[int, int] | None = None
+    moved: bool = False
+    """The verdict is newer than the one before this step."""
+
+
+class StageSession:
+    """One session in one epoch at one stage. Frees its rows with `free`."""
+
+    def __init__(self, opened: Open, block: LayerBlock, stage_time: StageTime) -> None:
+        self.session = opened.session
+        self.epoch = opened.epoch
+        self.next_number = 0
+        self.row_limit = opened.row_limit
+        self._block = block
+        self._time = stage_time
+        self._heard = threading.Event()
+        self._cache = block.new_cache(opened.row_limit)
+        self._cancelled = False
+        self._verdict: tuple[int, int] | None = None
+        self._sampler = Sampler(opened.sampling, block.vocab_size) if block.is_tail else None
+        self._history = (
+            TokenHistory(block.vocab_size) if self._sampler is not None and self._sampler.needs_history else None
+        )
+
+    @property
+    def rows(self) -> int:
+        return self._cache.rows
+
+    def note(self, frontier: int, token: int) -> None:
+        """A verdict was heard; takes effect at the next chance. Safe from any thread."""
+        self._cache.note(frontier, token)
+        self._heard.set()
+
+    def cancel(self) -> None:
+        """Nothing of this session is wanted any more. Safe from any thread."""
+        self._cancelled = True
+        self._heard.set()
+
+    def alive(self) -> bool:
+        """Is anything of the segment that is being computed still wanted?"""
+        return not self._cancelled and self._cache.alive()
+
+    def step(self, segment: Segment, hidden: torch.Tensor | None) -> Step:
+        """Run the living part of `segment`; `hidden` is (tokens, hidden), None at stage 1."""
+        began = time.perf_counter()
+        self._prune()
+        living = [] if self._cancelled else self._cache.admit(segment.draft)
+        if not living:
+            return Step(DraftTokens(), None, 0, self._verdict)
+        draft = segment.draft if len(living) == len(segment.draft) else segment.draft.select(living)
+        output = self._forward(draft, self._inputs(draft, hidden, living, len(segment.draft)), began)
+        if output is None:
+            return Step(DraftTokens(), None, len(draft), self._verdict)
+        self._remember(self._cache.commit(segment.decree))
+        if self._sampler is not None:
+            moved = self._walk(segment.decree)
+            return Step(DraftTokens(), None, len(draft), self._verdict, moved)
+        self._prune()
+        kept = self._still_alive(draft, segment.decree)
+        if len(kept) < len(draft):
+            draft, output = draft.select(kept), output[kept]
+        return Step(draft, output if len(draft) else None, len(living))
+
+    def free(self) -> None:
+        self._cache.free()
+
+    def _inputs(self, draft: DraftTokens, hidden: torch.Tensor | None, living: list[int], total: int) -> torch.Tensor:
+        if self._block.is_first:
+            return torch.tensor(draft.tokens, dtype=torch.int64)
+        if hidden is None or hidden.shape[0] != total:
+            raise InvariantViolation(
+                "a segment came without a hidden state for each of its tokens", session=self.session
+            )
+        return hidden if len(living) == total else hidden[living]
+
+    def _forward(self, draft: DraftTokens, inputs: torch.Tensor, began: float) -> torch.Tensor | None:
+        """Layers over the living tokens as an open batch; None (and no rows kept) when all of it died meanwhile."""
+        cache = self._cache
+        batch = cache.begin(draft)
+        try:
+            output = self._block.forward(inputs, cache, batch, self.alive)
+            duration = self._time.of(len(draft))
+            if output is not None and duration > 0:
+                layers = self._block.end_layer - self._block.first_layer
+                if not hold(began, duration, layers, self.alive, self._heard):
+                    output = None
+            if output is not None and self._sampler is not None:
+                cache.store(output)
+        except BaseException:
+            cache.abort()
+            raise
+        if output is None:
+            cache.abort()
+        return output
+
+    def _prune(self) -> None:
+        pruned = self._cache.prune()
+        if pruned is not None:
+            self._remember(pruned.accepted_tokens)
+
+    def _remember(self, tokens: tuple[int, ...]) -> None:
+        if self._history is not None and tokens:
+            self._history.add(tokens)
+
+    def _still_alive(self, draft: DraftTokens, decree: int) -> list[int]:
+        return [
+            index
+            for index, serial in enumerate(draft.serials)
+            if serial <= decree or self._cache.find(serial) is not None
+        ]
+
+    def _walk(self, decree: int) -> bool:
+        """Sample along the frontier as far as the rows reach; True when the verdict moved."""
+        cache = self._cache
+        if self._verdict is None:
+            if cache.last_accepted != decree:
+                return False
+            frontier, token, moved = decree, self._sample(cache.last_row, ()), True
+        else:
+            (frontier, token), moved = self._verdict, False
+        row, path = cache.last_row, []
+        while (child := cache.child_of(row, token)) is not None:
+            path.append(token)
+            row, frontier, moved = child, cache.serial_of(child), True
+            token = self._sample(row, path)
+        self._verdict = (frontier, token)
+        if moved:
+            cache.note(frontier, token)
+            self._prune()
+        return moved
+
+    def _sample(self, row: int, path: tuple[int, ...] | list[int]) -> int:
+        """The model's token after `row`, whose path from the last accepted row (excluded) is `path`."""
+        assert self._sampler is not None
+        logits = self._block.logits(self._cache.side_of(row).unsqueeze(0))[0]
+        return self._sampler.sample(logits, self._cache.position_of(row) + 1, self._history, path)

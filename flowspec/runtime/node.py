@@ -1,0 +1,133 @@
+"""The lifetime of a node: start, tasks, drain, stop. Knows no role, no channel and no message.
+
+A node is an async context manager. Entering it opens what it owns and starts its tasks; leaving it ends every task
+before it returns. The first task that fails ends the node, and `wait` raises its error.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import Coroutine
+from types import TracebackType
+from typing import Any, Self
+
+from flowspec.errors import FlowspecError, PipelineError
+
+logger = logging.getLogger(__name__)
+
+
+class Node(abc.ABC):
+    """Base of all nodes. Subclasses implement `_open`, `_close` and may override `_drain`.
+
+    `incarnation` is drawn at start: a new one means that whatever the node held is gone.
+    """
+
+    def __init__(self, name: str, *, close_deadline: float = 5.0) -> None:
+        self.name = name
+        self.incarnation = secrets.token_hex(8)
+        self._close_deadline = close_deadline
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: asyncio.Future[None] | None = None
+        self._draining = False
+        self._closed = False
+
+    @abc.abstractmethod
+    async def _open(self) -> None:
+        """Open channels, load what is needed, `spawn` the tasks."""
+
+    @abc.abstractmethod
+    async def _close(self) -> None:
+        """Free what `_open` took, also when it failed half-way. Tasks have ended by then."""
+
+    @abc.abstractmethod
+    async def _drain(self) -> None:
+        """Return when nothing is left to finish."""
+
+    async def __aenter__(self) -> Self:
+        self._ended = asyncio.get_running_loop().create_future()
+        try:
+            await self._open()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` as a task of this node; its failure ends the node."""
+        task = asyncio.get_running_loop().create_task(work, name=f"{self.name}: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+
+    async def wait(self) -> None:
+        """Return when the node was stopped; raise what made it fail."""
+        assert self._ended is not None, "the node was not started"
+        await asyncio.shield(self._ended)
+
+    def stop(self) -> None:
+        """Stop now: requests that run are broken off."""
+        self._end(None)
+
+    def drain(self) -> None:
+        """Finish what runs, take nothing new, then stop. A second call does nothing."""
+        if not self._draining:
+            self._draining = True
+            self.spawn(self._drain_then_stop(), "drain")
+
+    @property
+    def draining(self) -> bool:
+        return self._draining
+
+    async def close(self) -> None:
+        """End every task, then free everything. Safe to call twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._end(None)
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=self._close_deadline)
+            for task in stuck:
+                logger.error("%s did not end within %g s", task.get_name(), self._close_deadline)
+        await self._close()
+        if self._ended is not None and self._ended.done() and not self._ended.cancelled():
+            self._ended.exception()
+
+    async def _drain_then_stop(self) -> None:
+        await self._drain()
+        self._end(None)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._ended is None or self._ended.done():
+            if error is not None and not self._closed:
+                logger.error("%s: %s", self.name, error)
+            return
+        if error is None:
+            self._ended.set_result(None)
+        else:
+            if not isinstance(error, FlowspecError):
+                wrapped = PipelineError(f"{type(error).__name__}: {error}", node=self.name)
+                wrapped.__cause__ = error
+                error = wrapped
+            self._ended.set_exception(error)
+            # Marks the error as seen: `wait` raises it, but an embedding program need not call `wait`.
+            with contextlib.suppress(asyncio.CancelledError):
+                self._ended.exception()

@@ -1,0 +1,107 @@
+"""FlowSpec's policy: continuous, score-ordered, without rounds and without turns.
+
+A verdict moves the root and prunes the tree, the drafter is asked for more at once, and whenever the pipe has room the
+best tokens that wait go as the next segment. A sampled token that nobody guessed is just a new root; no round ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import exp
+
+from flowspec.schedule.events import Command, DrafterLost, Event, SegmentReturned, SessionReady, TreeGrown
+from flowspec.schedule.growth import Growth, GrowthSettings
+from flowspec.schedule.policy import Room
+from flowspec.schedule.session import Session
+from flowspec.wire.messages import DraftTokens
+
+
+@dataclass(frozen=True, slots=True)
+class ContinuousSettings:
+    """Every knob of the policy."""
+
+    tree: int = 32
+    """Most live draft tokens that are in flight at once, of a session that has the pipe to itself."""
+    segment: int = 16
+    """Most tokens in one segment."""
+    overhead_seconds: float = 0.0005
+    """What a segment costs beside the forward: headers, sockets, wake-ups."""
+    worth: float = 0.05
+    """Expected accepted tokens below which a segment of guesses is not sent, where every node has its own cores."""
+    worth_contended: float = 0.4
+    """The same where nodes share cores, so that a wasted segment slows the useful ones down."""
+    patience: float = 0.6
+    """Weight of what one more growth step would add to a segment against the seconds that it takes; 0 never waits."""
+    growth: GrowthSettings = field(default_factory=GrowthSettings)
+
+
+class Continuous:
+    """Decides for one session."""
+
+    def __init__(self, session: Session, settings: ContinuousSettings | None = None) -> None:
+        self.session = session
+        self.settings = settings or ContinuousSettings()
+        self.growth = Growth(session, self.settings.growth)
+
+    def handle(self, event: Event, room: Room) -> list[Command]:
+        commands: list[Command] = []
+        match event:
+            case SegmentReturned():
+                moved, commands = self.session.advance(event.frontier, event.token)
+                if moved is not None:
+                    self.growth.follow(moved)
+            case TreeGrown():
+                self.growth.merge(event)
+            case DrafterLost():
+                self.growth.lost, self.growth.out = True, None
+            case SessionReady():
+                pass
+        return [*commands, *self.growth.ask(self._cap(room))]
+
+    def _cap(self, room: Room) -> int:
+        return max(2, self.settings.tree // room.sessions)
+
+    # ---- the next segment --------------------------------------------------------------------------------------------
+
+    def next_segment(self, room: Room) -> DraftTokens | None:
+        session = self.session
+        if session.prefilling:
+            return session.prompt_chunk(room.pipe.prefill_chunk(len(session.prompt)))
+        tree = session.tree
+        most = min(self.settings.segment, self._cap(room) - tree.sent)
+        waiting = tree.waiting(session.remaining)[: max(0, most)]
+        if not waiting:
+            return None
+        chances = [exp(scored.score) for scored in waiting]
+        size = self._size(chances, room)
+        if not session.root_waits and sum(chances[:size]) < self._worth(room):
+            return None
+        if self._wait(chances[:size], most, room):
+            return None
+        return tree.columns([scored.serial for scored in waiting[:size]])
+
+    def _size(self, chances: list[float], room: Room) -> int:
+        """How many of the best tokens make the segment that gains most per second."""
+        best, best_rate, gain = 1, 0.0, 0.0
+        for size, chance in enumerate(chances, start=1):
+            gain += chance
+            rate = gain / (room.pipe.bottleneck(size) + self.settings.overhead_seconds)
+            if rate > best_rate:
+                best, best_rate = size, rate
+        return best
+
+    def _worth(self, room: Room) -> float:
+        return self.settings.worth_contended if room.pipe.contended else self.settings.worth
+
+    def _wait(self, chances: list[float], most: int, room: Room) -> bool:
+        """Whether the segment gains more by one more growth step than the step costs.
+
+        A token that misses this segment goes with the next, one bottleneck time later.
+        """
+        promise = self.growth.promise()
+        if promise is None:
+            return False
+        coming, seconds = promise
+        merged = sorted([*chances, *coming], reverse=True)[:most]
+        gained = sum(merged) - sum(chances)
+        return self.settings.patience * gained * room.pipe.bottleneck(len(merged)) > seconds

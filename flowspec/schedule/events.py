@@ -1,0 +1,203 @@
+"""The vocabulary between the deciding machines and whatever carries their decisions out.
+
+Events are what happened (past tense), commands are what to do (imperative). `Scheduler.handle(event)` returns commands;
+the runtime, a simulator and the tests all drive the very same objects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from flowspec.wire.messages import DraftTokens
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Base of all events."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Base of all commands."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipeProfile:
+    """What a policy knows about the pipe: measured, never guessed. Times in seconds.
+
+    `stage_seconds[n]` below is per stage a list of (tokens, seconds) points, linear in between.
+    """
+
+    stages: tuple[tuple[tuple[int, float], ...], ...]
+    """Per stage, in pipe order: the time curve of a segment."""
+    links: tuple[float, ...] = ()
+    """Per hop, coordinator -> stage 1 first and tail -> coordinator last: seconds for a segment of 16 tokens."""
+    shared: tuple[tuple[int, tuple[int, ...], tuple[tuple[tuple[int, float], ...], ...]], ...] = ()
+    """Machines that hold several nodes: (cores, indices of their stages, their work curves without emulation)."""
+    drafter_shares: bool = False
+    """The coordinator's drafter computes on one of these machines too."""
+
+    def stage_time(self, stage: int, tokens: int) -> float:
+        return interpolate(self.stages[stage], tokens)
+
+    def slowest(self, tokens: int) -> float:
+        return max(interpolate(curve, tokens) for curve in self.stages)
+
+
+def interpolate(curve: tuple[tuple[int, float], ...], tokens: int) -> float:
+    """Linear between measured points, flat before the first, with the last slope beyond the last."""
+    if len(curve) == 1 or tokens <= curve[0][0]:
+        return curve[0][1]
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if tokens <= x1:
+            return y0 + (y1 - y0) * (tokens - x0) / (x1 - x0)
+    (x0, y0), (x1, y1) = curve[-2], curve[-1]
+    return max(y1, y1 + (y1 - y0) * (tokens - x1) / (x1 - x0))
+
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRequested(Event):
+    """A client asked for a session; its prompt is not empty and fits the limits (the role has checked)."""
+
+    session: str
+    prompt: tuple[int, ...]
+    policy: str
+    max_new_tokens: int
+    eos: frozenset[int]
+    """Empty when EOS is to be ignored."""
+    drafter: bool = True
+    """False: no drafter may be asked for this session."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionReady(Event):
+    """Every stage acknowledged the session in this epoch."""
+
+    session: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTaken(Event):
+    """Stage 1 has begun all segments up to `ticket`."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentReturned(Event):
+    """The tail is done with the segment; its newest verdict rides along (None, None before the first)."""
+
+    ticket: int
+    session: str
+    epoch: int
+    number: int
+    frontier: int | None
+    token: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TreeGrown(Event):
+    """The drafter's answer to one `GrowTree`: per expanded token its children as (token, log-probability), best first.
+
+    Every `GrowTree` is answered, with no children where the drafter has none: a session may wait for the answer.
+    `seconds` is how long the step took, from command to answer.
+    """
+
+    session: str
+    epoch: int
+    children: tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterLost(Event):
+    """No drafter answers for this session any more, a `GrowTree` that is out included: it goes on without drafts."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStopped(Event):
+    """Outside reasons to end: stop string, cancel, disconnect, failure. Nothing more is emitted."""
+
+    session: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PipeMeasured(Event):
+    """A (new) profile of the pipe."""
+
+    profile: PipeProfile
+
+
+@dataclass(frozen=True, slots=True)
+class PipeLost(Event):
+    """A stage was lost: nothing that is in flight will return."""
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession(Command):
+    """Send `Open` down the pipe; answer with `SessionReady` when all stages acknowledged."""
+
+    session: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendSegment(Command):
+    session: str
+    epoch: int
+    number: int
+    ticket: int
+    decree: int
+    draft: DraftTokens
+
+
+@dataclass(frozen=True, slots=True)
+class GrowTree(Command):
+    """Ask the drafter to expand `expand` (serials); answer with `TreeGrown`. At most one is out per session.
+
+    `draft` holds, in topological order, the expanded tokens and those of their ancestors that the drafter has not been
+    given before. `frontier` and `token` are the newest verdict that the drafter may prune by: the deepest accepted
+    token that it has been given, and the accepted token after it (None before the first verdict).
+    """
+
+    session: str
+    epoch: int
+    expand: tuple[int, ...]
+    draft: DraftTokens
+    decree: int
+    frontier: int | None = None
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EmitTokens(Command):
+    """These tokens are final. `drafted[i]`: it was on its way down the pipe as a draft before it became final."""
+
+    session: str
+    tokens: tuple[int, ...]
+    drafted: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishSession(Command):
+    """The session reached its end ("eos", "length", or the reason of `SessionStopped`): close it everywhere."""
+
+    session: str
+    epoch: int
+    reason: str
+    verdicts: int
+    segments: int
+    drafted: int
+    accepted: int
+    pruned: int

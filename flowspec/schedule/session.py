@@ -1,0 +1,196 @@
+"""One request being decoded, as its coordinator sees it: prompt, tree, segments in flight, what the client was told.
+
+Shared by all policies: prefill in chunks, verdicts, trimming at EOS and limit, counters. Does not choose what to send
+or when (the policy does) and knows neither the pipe nor other sessions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowspec.errors import InvariantViolation
+from flowspec.schedule.events import Command, EmitTokens, FinishSession, SendSegment, SessionRequested
+from flowspec.schedule.tree import DraftTree, Reroot
+from flowspec.wire.messages import NO_PARENT, DraftTokens, RosterEntry
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a session did; the names are those of `GenerationStats`."""
+
+    verdicts: int = 0
+    """Verdicts that moved the frontier."""
+    segments: int = 0
+    drafted: int = 0
+    """Tokens sent as guesses: neither prompt nor certain when they left."""
+    accepted: int = 0
+    """Those of them in the output."""
+    pruned: int = 0
+    """Those of them found dead."""
+
+
+class Session:
+    """State of one session. Prompt tokens are draft tokens by decree: serials 0 .. n-1, a chain."""
+
+    def __init__(self, request: SessionRequested) -> None:
+        self.name = request.session
+        self.limit = request.max_new_tokens
+        self.eos = request.eos
+        self.drafter = request.drafter
+        self.epoch = 0
+        self.ready = False
+        self.finish_reason: str | None = None
+        self.output: list[int] = []
+        self.counters = Counters()
+        self._begin(request.prompt)
+
+    def _begin(self, chain: tuple[int, ...]) -> None:
+        self.prompt = chain
+        """What this epoch began with: the prompt, and after a restart the output too."""
+        self.prompt_sent = 0
+        self.segments = 0
+        self.flights: dict[int, tuple[int, ...]] = {}
+        """Tickets of this epoch's segments in flight, with the serials in each."""
+        self.verdict: tuple[int, int] | None = None
+        self.tree = DraftTree(self.decree, self.decree - 1 if self.decree else NO_PARENT, chain[-1])
+
+    # ---- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def decree(self) -> int:
+        """Serial of the last token that is accepted by decree."""
+        return len(self.prompt) - 1
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be emitted. A draft token at this depth or deeper could not matter any more."""
+        return self.limit - len(self.output)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def active(self) -> bool:
+        """The pipe may carry its segments."""
+        return self.ready and not self.finished
+
+    @property
+    def prefilling(self) -> bool:
+        """Some of the prompt has not been sent."""
+        return self.prompt_sent < len(self.prompt)
+
+    @property
+    def root_waits(self) -> bool:
+        """The certain token at the tip has not been sent: nothing can be gained before it is."""
+        return not self.tree[self.tree.root].sent
+
+    @property
+    def live_work(self) -> int:
+        """Tokens in flight that may still be of use."""
+        if self.verdict is None:
+            return sum(len(serials) for serials in self.flights.values())
+        return self.tree.sent
+
+    @property
+    def roster_entry(self) -> RosterEntry:
+        frontier, token = self.verdict or (None, None)
+        return RosterEntry(self.name, self.epoch, frontier, token)
+
+    # ---- sending -----------------------------------------------------------------------------------------------------
+
+    def prompt_chunk(self, size: int) -> DraftTokens:
+        """The next `size` tokens of the prompt, or what is left of it."""
+        serials = range(self.prompt_sent, min(self.prompt_sent + size, len(self.prompt)))
+        parents = tuple(serial - 1 if serial else NO_PARENT for serial in serials)
+        return DraftTokens(tuple(serials), parents, tuple(self.prompt[serial] for serial in serials))
+
+    def dispatch(self, draft: DraftTokens, ticket: int) -> SendSegment:
+        """Put `draft` into the next segment: a chunk of the prompt, or live tokens that have not been sent."""
+        if self.prefilling:
+            self.prompt_sent += len(draft)
+        else:
+            self.counters.drafted += sum(serial != self.tree.root for serial in draft.serials)
+        self.tree.mark_sent(serial for serial in draft.serials if serial >= self.tree.root)
+        self.flights[ticket] = draft.serials
+        self.counters.segments += 1
+        self.segments += 1
+        return SendSegment(self.name, self.epoch, self.segments - 1, ticket, self.decree, draft)
+
+    # ---- hearing -----------------------------------------------------------------------------------------------------
+
+    def acknowledge(self, epoch: int) -> bool:
+        """Every stage has the session in `epoch`; False if that is not news."""
+        news = epoch == self.epoch and not self.ready
+        self.ready = self.ready or news
+        return news
+
+    def carries(self, ticket: int) -> bool:
+        """Whether anything in that segment may still be of use: stages pass over what is dead."""
+        serials = self.flights.get(ticket, ())
+        return not self.finished and (self.verdict is None or any(serial in self.tree for serial in serials))
+
+    def land(self, ticket: int) -> None:
+        """A segment came back; unknown tickets belong to an older epoch."""
+        self.flights.pop(ticket, None)
+
+    def advance(self, frontier: int | None, token: int | None) -> tuple[Reroot | None, list[Command]]:
+        """Follow a verdict: move the root, emit what is final, finish at EOS or limit.
+
+        Stale, doubled and empty verdicts change nothing: their frontier is not in the tree.
+        """
+        if frontier is None or token is None or frontier not in self.tree or self.finished:
+            return None, []
+        if not self.tree[frontier].sent:
+            raise InvariantViolation(f"a verdict on token {frontier}, which was never sent", session=self.name)
+        moved = self.tree.reroot(frontier, token)
+        self.verdict = (frontier, token)
+        self.counters.verdicts += 1
+        self.counters.pruned += sum(dropped.sent for dropped in moved.dropped)
+        return moved, self._emit(moved)
+
+    def _emit(self, moved: Reroot) -> list[Command]:
+        final = [(accepted.token, True) for accepted in moved.accepted]
+        final.append((moved.root.token, moved.root.sent))
+        final = final[: self.remaining]
+        ended = next((i for i, (token, _) in enumerate(final) if token in self.eos), None)
+        if ended is not None:
+            final = final[: ended + 1]
+        self.output.extend(token for token, _ in final)
+        self.counters.accepted += sum(drafted for _, drafted in final)
+        commands: list[Command] = [
+            EmitTokens(self.name, tuple(token for token, _ in final), tuple(drafted for _, drafted in final))
+        ]
+        if ended is not None:
+            commands += self.stop("eos")
+        elif self.remaining <= 0:
+            commands += self.stop("length")
+        return commands
+
+    def stop(self, reason: str) -> list[Command]:
+        """The session is over; its tickets still come back."""
+        if self.finished:
+            return []
+        self.finish_reason = reason
+        done = self.counters
+        return [
+            FinishSession(
+                self.name, self.epoch, reason, done.verdicts, done.segments, done.drafted, done.accepted, done.pruned
+            )
+        ]
+
+    def check_integrity(self) -> None:
+        """Raise `InvariantViolation` where the session contradicts itself."""
+        self.tree.check_integrity()
+        if self.finished:
+            return
+        problems = (
+            (len(self.output) >= self.limit, "it should have finished"),
+            (self.prefilling and self.verdict is not None, "a verdict before the end of the prompt"),
+            (self.prefilling and self.tree.sent > 0, "draft tokens went before the prompt"),
+            (not self.flights and self.tree.sent > 0, "tokens are out, but no segment is in flight"),
+            (self.counters.drafted < self.counters.accepted + self.counters.pruned, "the counters do not add up"),
+        )
+        for broken, problem in problems:
+            if broken:
+                raise InvariantViolation(problem, session=self.name)

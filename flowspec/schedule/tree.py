@@ -1,0 +1,239 @@
+"""The coordinator's tree of draft tokens: what is known, guessed, sent and expanded ahead of the last certain token.
+
+The root is certain: the last prompt token before the first verdict, the newest sampled token after it. What was
+accepted before the root is not kept here, so no operation costs more when the output is longer. Depths, paths and masks
+are derived, never stored. Knows no policy, no drafter, no pipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flowspec.errors import InvariantViolation
+from flowspec.wire.messages import DraftTokens
+
+
+@dataclass(slots=True)
+class DraftToken:
+    """One draft token. `log_probability` is the drafter's, given the path before it: 0.0 where the token is certain."""
+
+    serial: int
+    parent: int
+    token: int
+    log_probability: float = 0.0
+    sent: bool = False
+    """It has left down the pipe."""
+    given: bool = False
+    """The drafter has been given it."""
+    expanded: bool = False
+    """The drafter has been asked for its children."""
+    children: dict[int, int] = field(default_factory=dict)
+    """Serials of the children by vocabulary id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reroot:
+    """What a verdict did to the tree."""
+
+    passed: tuple[DraftToken, ...]
+    """From the old root to the frontier, both included: what is accepted now and no longer in the tree."""
+    root: DraftToken
+    created: bool
+    """The sampled token was not in the tree."""
+    dropped: tuple[DraftToken, ...]
+    """What contradicts the verdict."""
+
+    @property
+    def accepted(self) -> tuple[DraftToken, ...]:
+        """The draft tokens after the old root that the verdict accepts; the root that it samples comes after them."""
+        return self.passed[1:]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A draft token with what is derived for it: cumulative log-probability and depth relative to the root."""
+
+    serial: int
+    score: float
+    depth: int
+
+
+class DraftTree:
+    """Tokens + parents + log-probabilities. Serials increase, so that a parent's is always below its children's."""
+
+    def __init__(self, serial: int, parent: int, token: int) -> None:
+        """The tree of one certain token."""
+        self.root = serial
+        self.next_serial = serial + 1
+        self._tokens: dict[int, DraftToken] = {serial: DraftToken(serial, parent, token)}
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def __contains__(self, serial: int) -> bool:
+        return serial in self._tokens
+
+    def __getitem__(self, serial: int) -> DraftToken:
+        return self._tokens[serial]
+
+    def __iter__(self) -> Iterator[DraftToken]:
+        return iter(self._tokens.values())
+
+    @property
+    def sent(self) -> int:
+        """How many of the live tokens have been sent."""
+        return sum(token.sent for token in self._tokens.values())
+
+    # ---- growing -----------------------------------------------------------------------------------------------------
+
+    def merge(self, parent: int, children: Iterable[tuple[int, float]]) -> tuple[int, ...]:
+        """Add children, as (vocabulary id, log-probability), and return the serials of the new ones.
+
+        A child that is there already keeps its identity and whatever was sent of it, and takes the newer
+        log-probability. An unknown parent was pruned meanwhile: nothing happens.
+        """
+        above = self._tokens.get(parent)
+        if above is None:
+            return ()
+        joined = []
+        for token, log_probability in children:
+            log_probability = min(0.0, log_probability)
+            existing = above.children.get(token)
+            if existing is None:
+                joined.append(self._join(above, token, log_probability).serial)
+            else:
+                self._tokens[existing].log_probability = log_probability
+        return tuple(joined)
+
+    def _join(self, parent: DraftToken, token: int, log_probability: float) -> DraftToken:
+        child = DraftToken(self.next_serial, parent.serial, token, log_probability)
+        self.next_serial += 1
+        parent.children[token] = child.serial
+        self._tokens[child.serial] = child
+        return child
+
+    # ---- shrinking ---------------------------------------------------------------------------------------------------
+
+    def reroot(self, frontier: int, token: int) -> Reroot:
+        """Follow a verdict: everything up to `frontier` is accepted, `token` comes next and is the new root.
+
+        `frontier` must be in the tree (a stale verdict's is not; ask with `in` first).
+        """
+        passed: list[DraftToken] = []
+        serial = frontier
+        while serial != self.root:
+            passed.append(self._tokens[serial])
+            serial = self._tokens[serial].parent
+        passed.append(self._tokens[serial])
+        passed.reverse()
+        last = passed[-1]
+        created = token not in last.children
+        root = self._join(last, token, 0.0) if created else self._tokens[last.children[token]]
+        root.log_probability = 0.0
+        kept = {root.serial}
+        for candidate in self._tokens.values():  # in the order of serials: parents first
+            if candidate.parent in kept:
+                kept.add(candidate.serial)
+        gone = kept | {passing.serial for passing in passed}
+        dropped = tuple(candidate for candidate in self._tokens.values() if candidate.serial not in gone)
+        self._tokens = {candidate.serial: candidate for candidate in self._tokens.values() if candidate.serial in kept}
+        self.root = root.serial
+        return Reroot(tuple(passed), root, created, dropped)
+
+    def trim(self, most: int, keep: frozenset[int] = frozenset()) -> int:
+        """Drop the worst leaves that were never sent until at most `most` tokens are left; returns how many went.
+
+        Neither the root nor a token in `keep` (what the drafter is busy with) goes.
+        """
+        removed = 0
+        if len(self._tokens) <= most:
+            return 0
+        for candidate in sorted(self.scored(), key=lambda scored: (scored.score, -scored.serial)):
+            if len(self._tokens) <= most:
+                break
+            worst = self._tokens[candidate.serial]
+            if worst.sent or worst.children or worst.serial in keep or worst.serial == self.root:
+                continue
+            del self._tokens[self._tokens[worst.parent].children.pop(worst.token)]
+            removed += 1
+        return removed
+
+    # ---- choosing ----------------------------------------------------------------------------------------------------
+
+    def scored(self) -> list[Scored]:
+        """All tokens, parents first, with cumulative scores: 0.0 at the root, never above the parent's."""
+        derived: dict[int, Scored] = {}
+        for token in self._tokens.values():
+            above = derived.get(token.parent)
+            if above is None:
+                derived[token.serial] = Scored(token.serial, 0.0, 0)
+            else:
+                derived[token.serial] = Scored(token.serial, above.score + token.log_probability, above.depth + 1)
+        return list(derived.values())
+
+    def waiting(self, depth_limit: int | None = None) -> list[Scored]:
+        """Tokens not sent yet, best first, none at `depth_limit` or deeper.
+
+        Any prefix of the list can be sent: a parent's score is never below its child's, and its serial is smaller.
+        """
+        found = [
+            scored
+            for scored in self.scored()
+            if not self._tokens[scored.serial].sent and (depth_limit is None or scored.depth < depth_limit)
+        ]
+        return sorted(found, key=lambda scored: (-scored.score, scored.serial))
+
+    def unexpanded(self, floor: float, depth_limit: int | None = None) -> list[Scored]:
+        """Tokens that the drafter was never asked to expand, with a score of at least `floor`, best first."""
+        found = [
+            scored
+            for scored in self.scored()
+            if scored.score >= floor
+            and not self._tokens[scored.serial].expanded
+            and (depth_limit is None or scored.depth < depth_limit)
+        ]
+        return sorted(found, key=lambda scored: (-scored.score, scored.serial))
+
+    def columns(self, serials: Sequence[int]) -> DraftTokens:
+        """The tokens as they travel; `serials` must be in topological order."""
+        tokens = [self._tokens[serial] for serial in serials]
+        return DraftTokens(
+            tuple(token.serial for token in tokens),
+            tuple(token.parent for token in tokens),
+            tuple(token.token for token in tokens),
+        )
+
+    def mark_sent(self, serials: Iterable[int]) -> None:
+        for serial in serials:
+            self._tokens[serial].sent = True
+
+    def missing(self, serials: Iterable[int]) -> list[DraftToken]:
+        """Of `serials` and their ancestors within the tree those that the drafter has not been given, parents first."""
+        found: set[int] = set()
+        for serial in serials:
+            while serial in self._tokens and serial not in found and not self._tokens[serial].given:
+                found.add(serial)
+                serial = self._tokens[serial].parent
+        return [self._tokens[serial] for serial in sorted(found)]
+
+    def check_integrity(self) -> None:
+        """Raise `InvariantViolation` where the tree contradicts itself."""
+        previous = -1
+        for serial, token in self._tokens.items():
+            above = self._tokens.get(token.parent)
+            problems = (
+                (serial != token.serial or serial <= previous, "serials do not increase"),
+                (serial >= self.next_serial, "a serial was never dealt"),
+                (token.parent >= serial, "a child is older than its parent"),
+                ((above is None) != (serial == self.root), "a token hangs in the air"),
+                (above is not None and above.children.get(token.token) != serial, "a parent disowns its child"),
+                (above is not None and token.sent and not above.sent, "a token was sent before its parent"),
+                (above is not None and token.given and not above.given, "a token was given before its parent"),
+                (any(child not in self._tokens for child in token.children.values()), "a child is missing"),
+                (token.log_probability > 0.0, "a log-probability is positive"),
+            )
+            for broken, problem in problems:
+                if broken:
+                    raise InvariantViolation(f"draft tree, token {serial}: {problem}")
+            previous = serial

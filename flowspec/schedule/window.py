@@ -1,0 +1,71 @@
+"""How much the pipe can take: every formula that turns a measured profile into windows, sizes and seconds.
+
+Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
+
+    bottleneck(n)  seconds between two segments of n tokens in a full pipe: the slowest stage, the slowest link, or
+                   the machine whose stages together have most work per core
+    round_trip(n)  seconds from sending a segment of n tokens into an empty pipe to its return
+    window         segments in flight that keep the bottleneck busy: round trip / bottleneck, rounded up, and one more
+                   that waits in front of it; at most stages + 2, because more could only queue and grow stale
+    queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
+                   forward
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from math import ceil
+
+from flowspec.schedule.events import PipeProfile, interpolate
+
+TYPICAL_TOKENS = 8
+"""Tokens of a segment for which windows are computed: between a lone root and a full segment."""
+
+ROUNDING = 0.2
+"""How much of one bottleneck time a round trip may exceed a whole number before it counts as one more segment."""
+
+PREFILL_SIZES = (16, 32, 64, 96, 128)
+
+
+class PipeModel:
+    """What follows from one profile."""
+
+    def __init__(self, profile: PipeProfile) -> None:
+        self.profile = profile
+        self.stages = len(profile.stages)
+        self.bottleneck = lru_cache(maxsize=256)(self._bottleneck)
+
+    def _bottleneck(self, tokens: int) -> float:
+        profile = self.profile
+        shared = [
+            sum(interpolate(curve, tokens) for curve in curves) / max(1, cores) for cores, _, curves in profile.shared
+        ]
+        return max(profile.slowest(tokens), *profile.links, *shared, 1e-9)
+
+    def round_trip(self, tokens: int) -> float:
+        return sum(self.profile.stage_time(i, tokens) for i in range(self.stages)) + sum(self.profile.links)
+
+    @cached_property
+    def contended(self) -> bool:
+        """Some machine has more nodes than cores: a segment's work is taken from another's."""
+        return any(cores < len(stages) + self.profile.drafter_shares for cores, stages, _ in self.profile.shared)
+
+    @cached_property
+    def window(self) -> int:
+        ratio = self.round_trip(TYPICAL_TOKENS) / self.bottleneck(TYPICAL_TOKENS)
+        return max(1, min(ceil(ratio - ROUNDING) + 1, self.stages + 2))
+
+    @cached_property
+    def queue(self) -> int:
+        first = self.profile.stage_time(0, TYPICAL_TOKENS)
+        way = 2 * self.profile.links[0] if self.profile.links else 0.0
+        return 2 if way > first else 1
+
+    def prefill_chunk(self, prompt: int) -> int:
+        """Tokens per chunk for which a prompt of that length is through the pipe first."""
+
+        def seconds(size: int) -> float:
+            size = min(size, prompt)
+            return self.round_trip(size) + (ceil(prompt / size) - 1) * self.bottleneck(size)
+
+        return min(PREFILL_SIZES, key=seconds)

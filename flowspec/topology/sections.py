@@ -1,0 +1,223 @@
+"""The sections of a topology file: one pydantic model each, with its defaults and ranges.
+
+Checks what one value or one section can tell. What two nodes have to do with each other (ports, layers, names) is
+`topology`'s business; lines and YAML are `topology_file`'s. Knows no model: layer counts are checked later.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from flowspec.wire.parameters import MAX_SEED
+
+LAST_PORT = 65535
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)\s*")
+_UNITS = {"B": 1} | {
+    f"{letter}{infix}B": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for infix, base in (("", 1000), ("i", 1024))
+}
+_LAYERS = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*")
+
+
+def refuse(message: str, *key: str | int) -> PydanticCustomError:
+    """An error at `key`, counted from the section in which the validator runs."""
+    return PydanticCustomError("topology", "{message}", {"message": message, "key": key})
+
+
+def _parse_size(value: object) -> object:
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise refuse(f'{value!r} is no size; write bytes as a number, or e.g. "512MiB" or "2GiB"')
+        return int(float(match[1]) * _UNITS[match[2]])
+    return value
+
+
+def _parse_layers(value: object) -> tuple[int, int] | Literal["auto"]:
+    """(2, 6) for "2-5", (3, 4) for 3; auto stays."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    match = _LAYERS.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise refuse(f'{value!r} is no range of layers; write e.g. "0-7" (both ends included), or auto')
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise refuse(f"the range {value} ends before it begins")
+    return first, last + 1
+
+
+def _parse_auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
+def _one_machine(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        raise refuse(f"{host} is no machine that others can reach; name one here, and write {host} as `bind`")
+    return host
+
+
+def _or_auto(value: object) -> object:
+    return "auto" if value is None else value
+
+
+def show_layers(layers: tuple[int, int] | Literal["auto"]) -> str:
+    """The layers as the file writes them: "0-7" for (0, 8)."""
+    return layers if layers == "auto" else f"{layers[0]}-{layers[1] - 1}"
+
+
+Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
+Layers = Annotated[tuple[int, int] | Literal["auto"], PlainValidator(_parse_layers), PlainSerializer(show_layers)]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+Threads = Annotated[
+    Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_parse_auto), PlainSerializer(_or_auto)
+]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:%-]{1,255}$"), AfterValidator(_one_machine)]
+BindHost = Annotated[str, Field(pattern=r"^([A-Za-z0-9_.:%-]{1,255}|\*)$")]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, nothing is converted silently, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Emulation(Section):
+    """Makes a node as slow as a smaller device: a result is held until base + tokens * per token is over."""
+
+    base_ms: Milliseconds = 0.0
+    per_token_ms: Milliseconds = 0.0
+
+
+class LinkEmulation(Section):
+    """Makes a hop as slow as another network: one-way latency, and a rate (absent: unlimited)."""
+
+    latency_ms: Milliseconds = 0.0
+    rate_mbit: Annotated[float, Field(gt=0)] | None = None
+
+    @property
+    def latency(self) -> float:
+        """Seconds that a message is under way after its last byte has left."""
+        return self.latency_ms / 1000
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second, or None for as fast as it goes."""
+        return None if self.rate_mbit is None else self.rate_mbit * 1e6 / 8
+
+
+class Link(LinkEmulation):
+    """The emulation of one hop, in one direction."""
+
+    origin: Name = Field(alias="from")
+    target: Name = Field(alias="to")
+
+
+class NodeEntry(Section):
+    """One node as the file writes it; what is absent comes from the topology's defaults (see `Topology.node`)."""
+
+    name: Name
+    role: Literal["draft", "stage"]
+    host: Host
+    port: Annotated[int, Field(ge=1, le=LAST_PORT)]
+    bind: BindHost | None = None
+    layers: Layers = "auto"
+    device: Device | None = None
+    dtype: Dtype | None = None
+    threads: Threads = None
+    model: Text | None = None
+    emulate: Emulation | None = None
+
+
+class Drafter(Section):
+    """Who guesses ahead. `auto` is the demo's own drafter for the demo model, and `ngram` otherwise."""
+
+    kind: Literal["auto", "none", "ngram", "causal-lm"] = "auto"
+    model: Text | None = None
+    width: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_kind(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _model_belongs_to_causal_lm(self) -> Drafter:
+        if self.model is not None and self.kind in ("none", "ngram"):
+            raise refuse(f"a drafter of kind {self.kind} has no model", "model")
+        return self
+
+
+class SamplingDefaults(Section):
+    """What a request gets that says nothing about sampling. Without a seed, one is drawn for each request."""
+
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    generation_config: bool = False
+    """Take the sampling values of the model's generation_config.json for what this section does not set."""
+
+
+class Limits(Section):
+    """What may be asked of the nodes; a request over a limit is refused with the limit's name."""
+
+    context: Annotated[int, Field(ge=1)] | None = None
+    """Most tokens of prompt and output together; absent: what the model was made for."""
+    max_new_tokens: Annotated[int, Field(ge=1)] = 4096
+    """Most tokens that a request may ask for, and what one gets that names no number, if the context has room."""
+    sessions: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Requests that are decoded at the same time; more are refused."""
+    memory: Size = 2 * 1024**3
+    """Bytes that a node may spend on caches."""
+    queue: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Messages that wait at a channel before its sender has to wait."""
+    message: Size = 256 * 1024**2
+    """Bytes of the largest message that a node accepts."""
+
+
+class Timeouts(Section):
+    """How long is waited for whom, in seconds."""
+
+    connect: Seconds = 10.0
+    """A client, for the first answer of the coordinator."""
+    ready: Seconds = 120.0
+    """The coordinator, for all nodes to have loaded their layers and proven their channels."""
+    heartbeat_interval: Seconds = 0.5
+    heartbeat_deadline: Seconds = 5.0
+    """A node that was not heard for so long is lost."""
+    progress: Seconds = 30.0
+    """A session with live tokens in flight that does not move for so long has failed."""
+    close: Seconds = 5.0
+    """A node, to stop after it was told to."""
+    drain: Seconds = 60.0
+    """Live sessions, to end by themselves after the first Ctrl-C."""
+
+    @model_validator(mode="after")
+    def _deadline_beyond_interval(self) -> Timeouts:
+        if self.heartbeat_deadline <= self.heartbeat_interval:
+            raise refuse("must be longer than heartbeat_interval", "heartbeat_deadline")
+        return self

@@ -1,0 +1,304 @@
+"""A topology: which nodes there are, where they listen, what they hold, and the defaults of the whole pipeline.
+
+Read from YAML (`Topology.load`, see docs/topology.md) or made for this machine (`Topology.local`). Every error is a
+`TopologyError` that cites file, line and key. It opens no channel, loads no model and does not know how many layers
+one has: `check_layers` and `with_layers` are told.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PrivateAttr, ValidationError, model_validator
+
+from flowspec.errors import TopologyError
+from flowspec.topology.checks import check_topology, port_count
+from flowspec.topology.document import Document, read_document, write_document
+from flowspec.topology.hosts import canonical_host, free_ports, is_this_machine
+from flowspec.topology.reading import first_error, with_full_paths
+from flowspec.topology.sections import (
+    Device,
+    Drafter,
+    Dtype,
+    Emulation,
+    Limits,
+    Link,
+    LinkEmulation,
+    NodeEntry,
+    SamplingDefaults,
+    Section,
+    Text,
+    Threads,
+    Timeouts,
+    show_layers,
+)
+
+DEMO_MODEL = "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node with everything resolved: what its entry does not say comes from the topology.
+
+    `layers` is (first, end), the end not included, "auto" until somebody divides them, and None for the draft node.
+    `threads` is None when it is auto. `ports` counts the consecutive ports from `port` on.
+    """
+
+    name: str
+    role: str
+    host: str
+    port: int
+    ports: int
+    bind: str
+    layers: tuple[int, int] | Literal["auto"] | None
+    device: str
+    dtype: str
+    threads: int | None
+    model: str
+    emulate: Emulation | None
+
+
+class Topology(Section):
+    """A checked topology. `nodes` holds them as the file writes them; `draft_node` and `stages` hold them resolved."""
+
+    model: Text = DEMO_MODEL
+    drafter: Drafter = Drafter()
+    policy: Text = "flowspec"
+    dtype: Dtype = "float32"
+    device: Device = "cpu"
+    threads: Threads = None
+    sampling: SamplingDefaults = SamplingDefaults()
+    limits: Limits = Limits()
+    timeouts: Timeouts = Timeouts()
+    link: LinkEmulation | None = None
+    links: Annotated[tuple[Link, ...], Field(strict=False)] = ()
+    nodes: Annotated[tuple[NodeEntry, ...], Field(strict=False, max_length=256)]
+
+    _document: Document = PrivateAttr(default_factory=lambda: Document(None))
+
+    @model_validator(mode="after")
+    def _check(self) -> Topology:
+        check_topology(self)
+        return self
+
+    def __eq__(self, other: object) -> bool:
+        """Equal values are equal topologies, wherever they were read."""
+        return isinstance(other, Topology) and self.model_dump() == other.model_dump()
+
+    # ---- making one --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Topology:
+        """The topology in the YAML file `path`. Models written ./, ../ or ~/ are meant from the file's directory."""
+        document = read_document(Path(path))
+        return cls.from_document(document, directory=Path(path).resolve().parent)
+
+    @classmethod
+    def from_document(cls, document: Document, *, directory: Path | None = None) -> Topology:
+        """A checked topology of plain values; raises `TopologyError` with the document's lines."""
+        if not isinstance(document.value, dict):
+            raise document.error("a topology is a mapping with the key `nodes`")
+        value = document.value if directory is None else with_full_paths(document.value, directory)
+        try:
+            topology = cls.model_validate(value)
+        except ValidationError as error:
+            raise first_error(error, document, cls) from None
+        topology._document = document
+        return topology
+
+    @classmethod
+    def local(
+        cls,
+        model: str = DEMO_MODEL,
+        stages: int = 4,
+        *,
+        base_port: int | None = None,
+        each_stage: Mapping[str, Any] | None = None,
+        **overrides: Any,
+    ) -> Topology:
+        """A draft node and `stages` stages on 127.0.0.1, on free ports or from `base_port` on.
+
+        `each_stage` holds keys for every stage (e.g. `{"emulate": {...}}`), `overrides` any key of a topology file.
+        """
+        if stages < 1:
+            raise TopologyError(f"a pipeline has at least one stage, not {stages}")
+        names = ["draft", *(f"stage-{number}" for number in range(1, stages + 1))]
+        counts = [port_count("stage" if index else "draft", index == stages) for index in range(stages + 1)]
+        if base_port is None:
+            ports = free_ports(counts)
+        else:
+            ports = [base_port + sum(counts[:index]) for index in range(stages + 1)]
+        nodes = [
+            {"name": name, "role": "stage", "host": "127.0.0.1", "port": port, **(each_stage or {})}
+            for name, port in zip(names, ports, strict=True)
+        ]
+        nodes[0] = {"name": "draft", "role": "draft", "host": "127.0.0.1", "port": ports[0]}
+        return cls.from_document(Document({"model": str(model), "nodes": nodes, **overrides}))
+
+    def replace(self, **changes: Any) -> Topology:
+        """This topology with other values for some top-level keys, checked again."""
+        return Topology.from_document(Document({**self.as_values(), **changes}, self._document.file))
+
+    def as_values(self) -> dict[str, Any]:
+        """The plain values that make this topology; defaults are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+    def to_yaml(self) -> str:
+        """YAML that loads as this topology."""
+        return write_document(self.as_values())
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _resolved(self) -> dict[str, Node]:
+        tail = next(entry.name for entry in reversed(self.nodes) if entry.role == "stage")
+        return {
+            entry.name: Node(
+                name=entry.name,
+                role=entry.role,
+                host=entry.host,
+                port=entry.port,
+                ports=port_count(entry.role, entry.name == tail),
+                bind=entry.bind or entry.host,
+                layers=entry.layers if entry.role == "stage" else None,
+                device=entry.device or self.device,
+                dtype=entry.dtype or self.dtype,
+                threads=entry.threads or self.threads,
+                model=entry.model or self.model,
+                emulate=entry.emulate,
+            )
+            for entry in self.nodes
+        }
+
+    @cached_property
+    def draft_node(self) -> Node:
+        """The coordinator."""
+        return next(node for node in self._resolved.values() if node.role == "draft")
+
+    @cached_property
+    def stages(self) -> tuple[Node, ...]:
+        """The stages in the order of the pipe."""
+        return tuple(node for node in self._resolved.values() if node.role == "stage")
+
+    @property
+    def tail(self) -> Node:
+        """The last stage."""
+        return self.stages[-1]
+
+    def node(self, name: str) -> Node:
+        """The node called `name`; the error lists the names there are."""
+        try:
+            return self._resolved[name]
+        except KeyError:
+            known = ", ".join(self._resolved)
+            raise TopologyError(f"there is no node {name!r}; known are {known}", file=self._document.file) from None
+
+    def stage_index(self, name: str) -> int:
+        """The place of a stage in the pipe, from 0."""
+        node = self.node(name)
+        if node.role != "stage":
+            raise self._error_at_node(name, f"{name} is the draft node, not a stage")
+        return self.stages.index(node)
+
+    def thread_count(self, name: str, cores: int) -> int:
+        """torch threads of a node on a machine with `cores` cores: as written, else an even share of its host."""
+        node = self.node(name)
+        sharing = sum(canonical_host(other.host) == canonical_host(node.host) for other in self.nodes)
+        return node.threads or max(1, cores // sharing)
+
+    @property
+    def effective_drafter(self) -> Drafter:
+        """The drafter with `auto` decided, and the demo's own draft model named "demo"."""
+        kind, model = self.drafter.kind, self.drafter.model
+        if kind == "auto":
+            kind = "causal-lm" if model or self.model == DEMO_MODEL else "ngram"
+        if kind == "causal-lm" and model is None:
+            model = DEMO_MODEL
+        return Drafter(kind=kind, model=model, width=self.drafter.width)
+
+    # ---- layers ------------------------------------------------------------------------------------------------------
+
+    def layer_range(self, name: str) -> tuple[int, int]:
+        """(first, end) of a stage's layers, the end not included; an error while they are `auto`."""
+        layers = self.stages[self.stage_index(name)].layers
+        if layers is None or layers == "auto":
+            raise self._error_at_node(name, "its layers are auto and not divided yet", "layers")
+        return layers
+
+    def with_layers(self, ranges: Sequence[tuple[int, int]]) -> Topology:
+        """This topology with (first, end) of each stage in place of `auto`."""
+        if len(ranges) != len(self.stages):
+            raise TopologyError(f"{len(ranges)} ranges for {len(self.stages)} stages", file=self._document.file)
+        shown = {node.name: show_layers(layers) for node, layers in zip(self.stages, ranges, strict=True)}
+        values = self.as_values()
+        for entry in values["nodes"]:
+            if entry["name"] in shown:
+                entry["layers"] = shown[entry["name"]]
+        return Topology.from_document(Document(values, self._document.file, self._document.lines))
+
+    def check_layers(self, count: int) -> None:
+        """Raise unless the stages can hold exactly the `count` layers of a model."""
+        if len(self.stages) > count:
+            raise self._error_at_node(self.tail.name, f"there are {len(self.stages)} stages for {count} layers")
+        layers = self.tail.layers
+        if layers is not None and layers != "auto" and layers[1] != count:
+            message = f"the stages end with layer {layers[1] - 1}, but the model's last is {count - 1}"
+            raise self._error_at_node(self.tail.name, message, "layers")
+
+    def _error_at_node(self, name: str, message: str, *key: str) -> TopologyError:
+        index = next(index for index, entry in enumerate(self.nodes) if entry.name == name)
+        return self._document.error(message, ("nodes", index, *key))
+
+    # ---- addresses and hosts -----------------------------------------------------------------------------------------
+
+    @property
+    def client_address(self) -> str:
+        """Where clients ask for text (ROUTER of the draft node)."""
+        return address(self.draft_node.host, self.draft_node.port)
+
+    @property
+    def return_address(self) -> str:
+        """Where the draft node takes what stages return (PULL)."""
+        return address(self.draft_node.host, self.draft_node.port + 1)
+
+    @property
+    def hints_address(self) -> str:
+        """Where the draft node publishes hints (PUB)."""
+        return address(self.draft_node.host, self.draft_node.port + 2)
+
+    def forward_address(self, index: int) -> str:
+        """Where the stage at `index` takes its segments (PULL)."""
+        return address(self.stages[index].host, self.stages[index].port)
+
+    @property
+    def verdicts_address(self) -> str:
+        """Where the tail publishes verdicts (PUB)."""
+        return address(self.tail.host, self.tail.port + 1)
+
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts in the order of the file, each once."""
+        return tuple(dict.fromkeys(entry.host for entry in self.nodes))
+
+    def foreign_nodes(self) -> tuple[Node, ...]:
+        """The nodes whose host is not this machine."""
+        local = {host for host in self.hosts() if is_this_machine(host)}
+        return tuple(node for node in self._resolved.values() if node.host not in local)
+
+    def is_local(self) -> bool:
+        """Whether every node runs on this machine."""
+        return not self.foreign_nodes()
+
+    def link_emulation(self, origin: str, target: str) -> LinkEmulation | None:
+        """What the hop from `origin` to `target` is to be slowed down to; None: not at all."""
+        self.node(origin), self.node(target)
+        return next((link for link in self.links if (link.origin, link.target) == (origin, target)), self.link)
+
+
+def address(host: str, port: int) -> str:
+    """The ZeroMQ address of a port; an IPv6 host stands in brackets."""
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"

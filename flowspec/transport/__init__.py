@@ -1,0 +1,1 @@
+"""How messages get from node to node: in one process (`memory`) or over ZeroMQ (`zeromq`), behind one interface."""

@@ -1,0 +1,283 @@
+"""ZeroMQ sockets as channels: one socket each, on `zmq.asyncio`, bounded and counted.
+
+`SocketSet` owns a context and its sockets; the classes below it put messages on them. Knows no topology: which socket
+is bound where is decided in `zeromq`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import logging
+import threading
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import zmq
+import zmq.asyncio
+
+from flowspec.errors import PortInUse, TransportError, VersionMismatch, WireError
+from flowspec.transport.base import ChannelClosed, ChannelStatistics, Tally
+from flowspec.wire.frames import DEFAULT_LIMITS, Envelope, FrameLimits, decode, encode
+from flowspec.wire.messages import Failed, Message
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+TURNS = 32
+"""Messages taken in a row before other tasks get a turn: awaiting what is ready already does not yield to the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    """Bounds and timers of all sockets. Depths count messages, at each end of a connection."""
+
+    pipe_depth: int = 64
+    broadcast_depth: int = 256
+    client_depth: int = 1000
+    heartbeat_ms: int = 1000
+    heartbeat_timeout_ms: int = 5000
+    reconnect_ms: int = 100
+    reconnect_max_ms: int = 1000
+    limits: FrameLimits = DEFAULT_LIMITS
+
+
+class SocketSet:
+    """A context and its sockets, closed together. Lives in the event loop that runs when it is made."""
+
+    def __init__(self, owner: str, options: SocketOptions) -> None:
+        self.owner = owner
+        self.options = options
+        self._context = zmq.asyncio.Context()
+        self._sockets: list[zmq.asyncio.Socket] = []
+
+    def create(self, kind: int, depth: int) -> zmq.asyncio.Socket:
+        """A socket with all options set; they must be set before it is bound or connected."""
+        options = self.options
+        socket = self._context.socket(kind)
+        self._sockets.append(socket)
+        socket.linger = 0
+        socket.sndhwm = socket.rcvhwm = depth
+        socket.maxmsgsize = options.limits.frame_bytes
+        socket.tcp_keepalive = 1
+        socket.heartbeat_ivl = options.heartbeat_ms
+        socket.heartbeat_timeout = options.heartbeat_timeout_ms
+        socket.heartbeat_ttl = options.heartbeat_timeout_ms
+        socket.reconnect_ivl = options.reconnect_ms
+        socket.reconnect_ivl_max = options.reconnect_max_ms
+        return socket
+
+    async def bind(self, socket: zmq.asyncio.Socket, host: str, port: int) -> None:
+        """Bind to a name, an address or "*". Raises `PortInUse` or `TransportError`."""
+        address = await _numeric(host, self.owner)
+        socket.ipv6 = ":" in address
+        endpoint = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(
+                    f"port {port} on {host} is taken by another program",
+                    node=self.owner,
+                    hint=f"stop that program, or give node {self.owner} another `port` in the topology file "
+                    "(a draft node takes three ports in a row, the last stage two)",
+                ) from error
+            raise TransportError(
+                f"cannot listen on {host}:{port}: {error.strerror}",
+                node=self.owner,
+                hint=f"set `bind` of node {self.owner} to an address of this machine, or to 0.0.0.0",
+            ) from error
+
+    def connect(self, socket: zmq.asyncio.Socket, address: str) -> None:
+        """Returns at once: ZeroMQ connects, and connects again, in the background."""
+        socket.ipv6 = "[" in address
+        try:
+            socket.connect(address)
+        except zmq.ZMQError as error:
+            raise TransportError(f"cannot connect to {address}: {error.strerror}", node=self.owner) from error
+
+    async def close(self, seconds: float) -> None:
+        for socket in self._sockets:
+            if not socket.closed:
+                socket.close(linger=round(seconds * 1000))
+        await _terminate(self._context)
+
+
+async def _numeric(host: str, owner: str) -> str:
+    """ZeroMQ binds to addresses only, so a name is looked up first."""
+    if host == "*":
+        return "0.0.0.0"
+    if host == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(host.strip("[]")))
+    except ValueError:
+        pass
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None)
+    except OSError as error:
+        raise TransportError(f"the name {host} is not known here: {error}", node=owner) from error
+    return str(found[0][4][0])
+
+
+async def _terminate(context: zmq.asyncio.Context) -> None:
+    """Wait, off the loop, until the context's threads are gone; the lingering of its sockets bounds the wait.
+
+    A thread of its own, not the loop's executor: that one would leave its worker behind.
+    """
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
+
+    def terminate() -> None:
+        context.term()
+        with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits any more
+            loop.call_soon_threadsafe(done.set)
+
+    thread = threading.Thread(target=terminate, name="zmq-terminate", daemon=True)
+    thread.start()
+    await done.wait()
+    thread.join()
+
+
+async def _unless_closed(socket: zmq.asyncio.Socket, channel: str, operation: Awaitable[T]) -> T:
+    """zmq.asyncio cancels its futures when a socket is closed; tell that apart from a cancelled task."""
+    try:
+        return await operation
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if socket.closed and not (task and task.cancelling()):
+            raise ChannelClosed(f"the channel {channel} was closed") from None
+        raise
+    except zmq.ZMQError as error:
+        if error.errno in (zmq.ENOTSOCK, zmq.ETERM):
+            raise ChannelClosed(f"the channel {channel} is closed") from None
+        raise
+
+
+def _size(frames: Sequence[Any]) -> int:
+    return sum(memoryview(frame).nbytes for frame in frames)
+
+
+class SocketSender:
+    """PUSH, PUB or DEALER. PUSH and DEALER wait when full; PUB drops, per subscriber and unseen."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, channel: str, depth: int, limits: FrameLimits) -> None:
+        self._socket = socket
+        self._limits = limits
+        self._tally = Tally(channel, depth, logger)
+
+    async def send(self, message: Message, tensors: Sequence[Tensor] = ()) -> int:
+        frames = encode(message, tensors, self._limits)
+        if self._socket.closed:
+            raise ChannelClosed(f"the channel {self._tally.channel} is closed")
+        size = _size(frames)
+        self._tally.waiting += 1
+        try:
+            # pyzmq copies frames below zmq.COPY_THRESHOLD (64 KB) in spite of copy=False; for those it is faster.
+            await _unless_closed(self._socket, self._tally.channel, self._socket.send_multipart(frames, copy=False))
+        finally:
+            self._tally.waiting -= 1
+        self._tally.carried(size)
+        return size
+
+    def statistics(self) -> ChannelStatistics:
+        return self._tally.statistics()
+
+
+class SocketReceiver:
+    """PULL, SUB, DEALER or ROUTER: `next_frames` is what differs for a router."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, channel: str, depth: int, limits: FrameLimits) -> None:
+        self._socket = socket
+        self._limits = limits
+        self._tally = Tally(channel, depth, logger)
+        self._turns = 0
+
+    async def receive(self) -> Envelope:
+        while True:
+            frames = await self._next_frames()
+            try:
+                return self._accept(frames)
+            except WireError as error:
+                await self._refuse(_peer(frames), error)
+
+    def _accept(self, frames: list[zmq.Frame]) -> Envelope:
+        buffers = [frame.buffer for frame in frames]
+        envelope = decode(buffers, self._limits)
+        self._tally.carried(_size(buffers))
+        return envelope
+
+    async def _refuse(self, peer: str, error: WireError) -> None:
+        self._tally.refuse(peer, error)
+        await asyncio.sleep(0)
+
+    async def _next_frames(self) -> list[zmq.Frame]:
+        self._turns += 1
+        if self._turns % TURNS == 0:
+            await asyncio.sleep(0)
+        if self._socket.closed:
+            raise ChannelClosed(f"the channel {self._tally.channel} is closed")
+        operation: Awaitable[Any] = self._socket.recv_multipart(copy=False)
+        frames: list[zmq.Frame] = await _unless_closed(self._socket, self._tally.channel, operation)
+        return frames
+
+    def statistics(self) -> ChannelStatistics:
+        return self._tally.statistics()
+
+
+def _peer(frames: list[zmq.Frame]) -> str:
+    try:
+        return str(frames[0].get("Peer-Address"))
+    except zmq.ZMQError:
+        return "an unknown peer"
+
+
+class SocketRouter(SocketReceiver):
+    """ROUTER towards the clients: the first frame of each message names the client."""
+
+    async def receive(self) -> tuple[bytes, Envelope]:  # type: ignore[override]
+        while True:
+            identity, *frames = await self._next_frames()
+            peer = identity.bytes
+            try:
+                return peer, self._accept(frames)
+            except WireError as error:
+                if isinstance(error, VersionMismatch):
+                    await self.send(peer, Failed(request="", error="VersionMismatch", message=str(error)))
+                await self._refuse(_peer([identity]), error)
+
+    async def send(self, peer: bytes, message: Message) -> bool:
+        frames = encode(message, (), self._limits)
+        try:
+            await self._socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT)
+        except zmq.ZMQError as error:
+            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                self._tally.dropped += 1
+                return False
+            if error.errno in (zmq.ENOTSOCK, zmq.ETERM):
+                raise ChannelClosed("the clients' channel is closed") from None
+            raise
+        return True
+
+
+class SocketClient(SocketSender, SocketReceiver):
+    """DEALER of one client."""
+
+    def __init__(self, sockets: SocketSet, socket: zmq.asyncio.Socket, address: str, depth: int) -> None:
+        SocketReceiver.__init__(self, socket, f"to {address}", depth, sockets.options.limits)
+        self._sockets = sockets
+
+    async def _refuse(self, peer: str, error: WireError) -> None:
+        if isinstance(error, VersionMismatch):
+            raise error
+        await super()._refuse(peer, error)
+
+    async def close(self, seconds: float = 0.5) -> None:
+        if not self._socket.closed:
+            await self._sockets.close(seconds)

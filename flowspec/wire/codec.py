@@ -1,0 +1,231 @@
+"""Message dataclass <-> plain msgpack values, compiled once per type from its type hints.
+
+Every field is checked in both directions, so a wrong value is found where it is made and refused where it arrives:
+an int is an int (no bool) of 64 bits, a float is finite (an int will do), a dataclass has all its fields and no other.
+Knows neither msgpack nor frames nor tensors: what comes out is dict, list, str, bytes, int, float, bool and None.
+
+Columns (`tuple[int, ...]`, `tuple[float, ...]`, `tuple[bool, ...]`) become one byte string each (little-endian int64,
+IEEE double, one byte per bool): packed and checked at C speed, and no count in a header can ask for more memory
+than the bytes that came with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from flowspec.errors import InvariantViolation, MalformedMessage
+from flowspec.wire.messages import Chunk, DraftTokens, TimeCurve
+
+INT_MIN, INT_MAX = -(2**63), 2**63 - 1
+MAX_ITEMS = 4096
+"""Most items of a list of strings or of nested values."""
+
+Convert = Callable[[Any], Any]
+
+EQUAL_COLUMNS: dict[type, tuple[str, ...]] = {
+    DraftTokens: ("serials", "parents", "tokens"),
+    TimeCurve: ("tokens", "seconds"),
+    Chunk: ("token_ids", "drafted"),
+}
+"""Fields that must have one length."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Codec:
+    """Both directions of one type; each raises `MalformedMessage` naming type and field."""
+
+    encode: Convert
+    decode: Convert
+
+
+_codecs: dict[type, Codec] = {}
+
+
+def codec_of(cls: type) -> Codec:
+    """The codec of a dataclass. Raises `InvariantViolation` when a field has a type that does not go on the wire."""
+    if cls not in _codecs:
+        _codecs[cls] = _compile_dataclass(cls)
+    return _codecs[cls]
+
+
+def _compile_dataclass(cls: type) -> Codec:
+    if not dataclasses.is_dataclass(cls):
+        raise InvariantViolation(f"{cls.__name__} is no dataclass and cannot be put on the wire")
+    hints = typing.get_type_hints(cls)
+    fields = tuple((f.name, _compile(hints[f.name], f"{cls.__name__}.{f.name}")) for f in dataclasses.fields(cls))
+    names = frozenset(name for name, _ in fields)
+    equal = EQUAL_COLUMNS.get(cls, ())
+    label = cls.__name__
+
+    def encode(value: Any) -> dict[str, Any]:
+        if type(value) is not cls:
+            raise _wrong(label, label, value)
+        _check_columns(value, equal, label)
+        return {name: codec.encode(getattr(value, name)) for name, codec in fields}
+
+    def decode(plain: Any) -> Any:
+        if type(plain) is not dict:
+            raise _wrong(label, "a map", plain)
+        if plain.keys() != names:
+            raise MalformedMessage(_field_difference(label, names, plain))
+        value = cls(*[codec.decode(plain[name]) for name, codec in fields])
+        _check_columns(value, equal, label)
+        return value
+
+    return Codec(encode, decode)
+
+
+def _check_columns(value: Any, names: tuple[str, ...], label: str) -> None:
+    if names and len({len(getattr(value, name)) for name in names}) > 1:
+        lengths = ", ".join(f"{name} {len(getattr(value, name))}" for name in names)
+        raise MalformedMessage(f"{label}: columns of unequal length: {lengths}")
+
+
+def _field_difference(label: str, names: frozenset[str], plain: dict[Any, Any]) -> str:
+    missing = sorted(names - plain.keys())
+    unknown = sorted(str(key)[:40] for key in plain.keys() - names)[:8]
+    parts = [f"{word} {', '.join(found)}" for word, found in (("missing", missing), ("unknown", unknown)) if found]
+    return f"{label}: fields {'; '.join(parts)}"
+
+
+def _wrong(where: str, wanted: str, value: object) -> MalformedMessage:
+    return MalformedMessage(f"{where}: expected {wanted}, got {type(value).__name__}")
+
+
+# ---- field types -----------------------------------------------------------------------------------------------------
+
+
+def _compile(hint: Any, where: str) -> Codec:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is int:
+        return _both(_int(where))
+    if hint is float:
+        return _both(_float(where))
+    if hint in (bool, str):
+        return _both(_exactly(hint, where))
+    if origin in (types.UnionType, typing.Union) and len(arguments) == 2 and type(None) in arguments:
+        inner = _compile(next(a for a in arguments if a is not type(None)), where)
+        return Codec(_or_none(inner.encode), _or_none(inner.decode))
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        if arguments[0] in _COLUMNS:
+            return _column(arguments[0], where)
+        return _sequence(_compile(arguments[0], where), where)
+    if origin is tuple and arguments and Ellipsis not in arguments:
+        return _fixed([_compile(a, where) for a in arguments], where)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return codec_of(hint)
+    raise InvariantViolation(f"{where}: {hint} does not go on the wire")
+
+
+def _both(check: Convert) -> Codec:
+    return Codec(check, check)
+
+
+def _int(where: str) -> Convert:
+    def check(value: Any) -> int:
+        if type(value) is not int:
+            raise _wrong(where, "int", value)
+        if not INT_MIN <= value <= INT_MAX:
+            raise MalformedMessage(f"{where}: an integer of more than 64 bits")
+        return value
+
+    return check
+
+
+def _float(where: str) -> Convert:
+    def check(value: Any) -> float:
+        if type(value) is int and INT_MIN <= value <= INT_MAX:
+            return float(value)
+        if type(value) is not float:
+            raise _wrong(where, "float", value)
+        if not math.isfinite(value):
+            raise MalformedMessage(f"{where}: {value} is not a finite number")
+        return value
+
+    return check
+
+
+def _exactly(kind: type, where: str) -> Convert:
+    def check(value: Any) -> Any:
+        if type(value) is not kind:
+            raise _wrong(where, kind.__name__, value)
+        return value
+
+    return check
+
+
+def _or_none(inner: Convert) -> Convert:
+    return lambda value: None if value is None else inner(value)
+
+
+def _sequence(item: Codec, where: str) -> Codec:
+    def encode(value: Any) -> list[Any]:
+        if type(value) is not tuple:
+            raise _wrong(where, "tuple", value)
+        if len(value) > MAX_ITEMS:
+            raise MalformedMessage(f"{where}: {len(value)} items, at most {MAX_ITEMS} fit a message")
+        return [item.encode(each) for each in value]
+
+    def decode(plain: Any) -> tuple[Any, ...]:
+        if type(plain) is not list:
+            raise _wrong(where, "array", plain)
+        return tuple([item.decode(each) for each in plain])
+
+    return Codec(encode, decode)
+
+
+def _fixed(items: list[Codec], where: str) -> Codec:
+    def encode(value: Any) -> list[Any]:
+        if type(value) is not tuple or len(value) != len(items):
+            raise _wrong(where, f"tuple of {len(items)}", value)
+        return [item.encode(each) for item, each in zip(items, value, strict=True)]
+
+    def decode(plain: Any) -> tuple[Any, ...]:
+        if type(plain) is not list or len(plain) != len(items):
+            raise _wrong(where, f"array of {len(items)}", plain)
+        return tuple([item.decode(each) for item, each in zip(items, plain, strict=True)])
+
+    return Codec(encode, decode)
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+_COLUMNS: dict[type, tuple[str, int]] = {int: ("q", 8), float: ("d", 8), bool: ("?", 1)}
+
+
+def _column(kind: type, where: str) -> Codec:
+    letter, size = _COLUMNS[kind]
+    allowed = {float, int} if kind is float else {kind}
+
+    def encode(value: Any) -> bytes:
+        if type(value) is not tuple:
+            raise _wrong(where, "tuple", value)
+        if not allowed.issuperset(map(type, value)):
+            raise _wrong(where, kind.__name__, next(v for v in value if type(v) not in allowed))
+        try:
+            packed = struct.pack(f"<{len(value)}{letter}", *value)
+        except (struct.error, OverflowError) as error:
+            raise MalformedMessage(f"{where}: {error}") from None
+        if kind is float and not all(map(math.isfinite, value)):
+            raise MalformedMessage(f"{where}: not all numbers are finite")
+        return packed
+
+    def decode(plain: Any) -> tuple[Any, ...]:
+        if type(plain) is not bytes:
+            raise _wrong(where, "a column (bin)", plain)
+        if len(plain) % size:
+            raise MalformedMessage(f"{where}: a column of {len(plain)} bytes is no multiple of {size}")
+        if kind is bool and plain.translate(None, b"\x00\x01"):
+            raise MalformedMessage(f"{where}: a byte that is neither 0 nor 1")
+        values = struct.unpack(f"<{len(plain) // size}{letter}", plain)
+        if kind is float and not all(map(math.isfinite, values)):
+            raise MalformedMessage(f"{where}: not all numbers are finite")
+        return values
+
+    return Codec(encode, decode)

@@ -1,0 +1,421 @@
+"""Every message that flowspec sends, in one place. `docs/protocol.md` is the authority; this is its code.
+
+Messages are frozen dataclasses of plain values (int, float, str, bool, None, tuples of these, other such dataclasses).
+Tensors travel beside a message, never in it. This module knows no encoding (see `frames`), no socket and no torch.
+
+Channels:
+    forward   coordinator -> stage 1 -> ... -> tail, in order, nothing may be lost
+    return    every stage -> coordinator, in order per stage
+    broadcast coordinator (hints) and tail (verdicts) -> whoever listens; anything may be lost, doubled or late
+    client    client <-> coordinator
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from flowspec.wire.parameters import SamplingParameters
+
+PROTOCOL_VERSION = 1
+
+NO_PARENT = -1
+"""Parent serial of the first token of a session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages; `kind` names the type on the wire."""
+
+    kind: ClassVar[str] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTokens:
+    """Draft tokens as columns of equal length, in topological order: a parent always precedes its children.
+
+    Position is not sent: it is the parent's plus one, and 0 for the token whose parent is `NO_PARENT`.
+    """
+
+    serials: tuple[int, ...] = ()
+    parents: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.serials)
+
+    def select(self, indices: list[int]) -> DraftTokens:
+        """The tokens at `indices`, which must be increasing."""
+        return DraftTokens(
+            tuple(self.serials[i] for i in indices),
+            tuple(self.parents[i] for i in indices),
+            tuple(self.tokens[i] for i in indices),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RosterEntry:
+    """One live session as its sender knows it: epoch and newest verdict (None before the first)."""
+
+    session: str
+    epoch: int
+    frontier: int | None = None
+    token: int | None = None
+
+
+# ---- forward pipe ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Message):
+    """A session begins (or begins again, in a newer epoch): every stage makes an empty cache and acknowledges."""
+
+    kind: ClassVar[str] = "open"
+    session: str
+    epoch: int
+    row_limit: int
+    """Most rows (prompt, output and live draft tokens together) that the session's cache may hold."""
+    sampling: SamplingParameters
+
+
+@dataclass(frozen=True, slots=True)
+class Segment(Message):
+    """A micro-batch of draft tokens. Stage 1 gets token ids alone; later stages one tensor, hidden states (q, h).
+
+    A segment in which nothing is alive goes on as a bare header: no tokens, no tensor.
+    """
+
+    kind: ClassVar[str] = "segment"
+    session: str
+    epoch: int
+    number: int
+    """Counts from 0 within session and epoch, without gaps, the same at every hop."""
+    ticket: int
+    """Counts from 1 over all segments that the coordinator ever sent; credit is given in tickets."""
+    decree: int
+    """Serial of the last token that is accepted by decree (prompt or replay); sampling starts there."""
+    draft: DraftTokens
+    roster: tuple[RosterEntry, ...]
+    carried_bytes: int = 0
+    """Bytes that this segment has cost on the links before this hop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    """A session is over; its rows are freed."""
+
+    kind: ClassVar[str] = "close"
+    session: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Message):
+    """Proves a channel: whoever sees it answers with `ProbeSeen` on the return pipe; forward probes travel on."""
+
+    kind: ClassVar[str] = "probe"
+    channel: str
+    """"forward" or "verdicts" ("hints" are proven by the beacon)."""
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown(Message):
+    """The coordinator stops; a stage passes this on, answers `Stopped` and ends."""
+
+    kind: ClassVar[str] = "shutdown"
+    reason: str
+
+
+# ---- broadcast -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(Message):
+    """The frontier of a session moved to the draft token `frontier`; the model's next token after it is `token`."""
+
+    kind: ClassVar[str] = "verdict"
+    session: str
+    epoch: int
+    frontier: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled(Message):
+    """Hint: nothing of this session and epoch is wanted any more."""
+
+    kind: ClassVar[str] = "cancelled"
+    session: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beacon(Message):
+    """The coordinator lives, and has accepted the hellos of these incarnations. Seeing it proves the hint channel."""
+
+    kind: ClassVar[str] = "beacon"
+    incarnation: str
+    welcomed: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...] = ()
+    """Pairs (incarnation, reason) of nodes that do not fit the others."""
+
+
+# ---- return pipe -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TimeCurve:
+    """Seconds that a forward pass takes as a function of the number of tokens: measured points, increasing."""
+
+    tokens: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello(Message):
+    """A stage introduces itself; repeated until a beacon lists its incarnation."""
+
+    kind: ClassVar[str] = "hello"
+    protocol: int
+    node: str
+    incarnation: str
+    fingerprint: str
+    """Hash of the model's config and of the names, shapes and sizes of all its tensors."""
+    tokenizer: str
+    """Hash of the tokenizer's files."""
+    dtype: str
+    first_layer: int
+    end_layer: int
+    """The stage holds layers first_layer <= i < end_layer."""
+    weight_bytes: int
+    curve: TimeCurve
+    """Time of a segment at this stage, emulation included."""
+    work: TimeCurve
+    """The same without emulation: what it costs the host's cores."""
+    host: str
+    """Identity of the machine (boot id), so that nodes that share cores are known."""
+    cores: int
+    memory_bytes: int
+    """What this stage may spend on caches."""
+    row_bytes: int
+    """Cache bytes of one row on this stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSeen(Message):
+    kind: ClassVar[str] = "probe-seen"
+    node: str
+    incarnation: str
+    channel: str
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAcknowledged(Message):
+    """Answer to `Open`: `refusal` is empty when the cache is there, else it says why not."""
+
+    kind: ClassVar[str] = "open-acknowledged"
+    node: str
+    session: str
+    epoch: int
+    refusal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Credit(Message):
+    """Stage 1 has begun all segments up to `ticket`. Absolute, so it may be lost or doubled: the larger one wins."""
+
+    kind: ClassVar[str] = "credit"
+    node: str
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class Returned(Message):
+    """The tail is done with a segment. Carries its newest verdict on that session (None while nothing was sampled)."""
+
+    kind: ClassVar[str] = "returned"
+    node: str
+    ticket: int
+    session: str
+    epoch: int
+    number: int
+    frontier: int | None
+    token: int | None
+    computed: int
+    """Tokens of the segment that the tail computed, i.e. that were alive when it began."""
+    carried_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Message):
+    """A node's event loop and compute thread live. `busy_seconds` and `segments` count since the node's start."""
+
+    kind: ClassVar[str] = "heartbeat"
+    node: str
+    incarnation: str
+    beat: int
+    segments: int
+    busy_seconds: float
+    sessions: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble(Message):
+    """Something went wrong at a stage. With a session: that session cannot go on. Without: the node cannot."""
+
+    kind: ClassVar[str] = "trouble"
+    node: str
+    session: str | None
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving(Message):
+    """A stage was asked to stop (Ctrl-C): it serves the live sessions to their end and wants no new ones."""
+
+    kind: ClassVar[str] = "leaving"
+    node: str
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped(Message):
+    """Answer to `Shutdown`: the last message of a stage."""
+
+    kind: ClassVar[str] = "stopped"
+    node: str
+    incarnation: str
+
+
+# ---- client ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Generate(Message):
+    """A request. Exactly one of `prompt` and `prompt_token_ids` is given; None elsewhere means the node's default."""
+
+    kind: ClassVar[str] = "generate"
+    request: str
+    prompt: str | None
+    prompt_token_ids: tuple[int, ...] | None
+    chat: bool
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: tuple[str, ...]
+    ignore_eos: bool
+    policy: str | None
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Started(Message):
+    """The request was admitted: its session, the tokens of its prompt, the sampling parameters with the seed drawn."""
+
+    kind: ClassVar[str] = "started"
+    request: str
+    session: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParameters
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Message):
+    """Text and tokens that are final. `offset` counts the tokens before; `drafted` tells which were accepted drafts."""
+
+    kind: ClassVar[str] = "chunk"
+    request: str
+    offset: int
+    text: str
+    token_ids: tuple[int, ...]
+    drafted: tuple[bool, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStats:
+    """Figures of one request. Times in seconds; `seconds` and `tokens_per_second` leave the first token out."""
+
+    new_tokens: int
+    seconds: float
+    tokens_per_second: float
+    time_to_first_token: float
+    accepted_per_verdict: float
+    """Tokens gained per verdict that moved the frontier, the sampled one included."""
+    verdicts: int
+    drafted: int
+    """Draft tokens sent down the pipe."""
+    accepted: int
+    """Draft tokens among the output."""
+    pruned: int
+    """Draft tokens sent and found dead."""
+    segments: int
+    link_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Message):
+    """The last message of a request that ended well. `finish_reason`: "eos", "stop", "length" or "cancelled"."""
+
+    kind: ClassVar[str] = "finished"
+    request: str
+    finish_reason: str
+    stats: GenerationStats
+
+
+@dataclass(frozen=True, slots=True)
+class Failed(Message):
+    """The last message of a request that was refused or broke. `error` names the class in `flowspec.errors`."""
+
+    kind: ClassVar[str] = "failed"
+    request: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel(Message):
+    kind: ClassVar[str] = "cancel"
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusQuery(Message):
+    kind: ClassVar[str] = "status-query"
+    request: str
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    name: str
+    state: str
+    """"waiting" (no hello yet), "probing", "ready", "leaving" or "lost"."""
+    first_layer: int
+    end_layer: int
+    dtype: str
+    weight_bytes: int
+    segments: int
+    busy_seconds: float
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status(Message):
+    kind: ClassVar[str] = "status"
+    request: str
+    ready: bool
+    model: str
+    policy: str
+    drafter: str
+    sessions: int
+    nodes: tuple[NodeStatus, ...]
+    context_limit: int

@@ -1,0 +1,47 @@
+"""Rules for every test: no network, one torch thread, and nothing is left behind (see `leaks`)."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator
+
+import hypothesis
+import pytest
+
+from tests import leaks
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# A machine may be busy: how long an example takes says nothing here.
+hypothesis.settings.register_profile("flowspec", deadline=None)
+hypothesis.settings.load_profile("flowspec")
+
+leaks.watch_zeromq()
+leaks.adopt_orphans()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a thread, process, ZeroMQ socket or context, or (see below) a task behind."""
+    if "torch" in sys.modules:
+        # Tests share the machine's cores with other processes; small models gain nothing from threads.
+        sys.modules["torch"].set_num_threads(1)
+    before = leaks.possessions()
+    if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
+        request.getfixturevalue("no_task_left_behind")
+    yield
+    left = leaks.left_since(before)
+    assert not left, f"left behind: {', '.join(left)}"
+
+
+@pytest.fixture
+async def no_task_left_behind() -> AsyncIterator[None]:
+    """Looks before the loop is closed, which would cancel the tasks silently."""
+    before = asyncio.all_tasks()
+    yield
+    left = leaks.tasks_left(before)
+    assert not left, f"left behind: {', '.join(left)}"

@@ -1,0 +1,64 @@
+"""Whole pipelines in one process: real roles, small random models, the memory transport."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from flowspec.client import Client, Generation
+from flowspec.roles.coordinator import Coordinator
+from flowspec.roles.stage import StageNode
+from flowspec.topology import Topology
+from flowspec.transport.memory import MemoryTransport
+
+
+@dataclass
+class Running:
+    topology: Topology
+    coordinator: Coordinator
+    stages: list[StageNode]
+    client: Client
+
+
+@asynccontextmanager
+async def pipeline(
+    model: Path, stages: int, *, transport: MemoryTransport | None = None, dtype: str = "float64", **overrides: Any
+) -> AsyncIterator[Running]:
+    """All nodes READY, and a client connected."""
+    transport = transport or MemoryTransport()
+    topology = Topology.local(str(model), stages, dtype=dtype, **overrides)
+    async with AsyncExitStack() as stack:
+        nodes = [
+            await stack.enter_async_context(StageNode(topology, stage.name, transport=transport))
+            for stage in topology.stages
+        ]
+        coordinator = await stack.enter_async_context(Coordinator(topology, transport=transport))
+        await coordinator.ready()
+        client = await stack.enter_async_context(Client(topology.client_address, transport=transport))
+        yield Running(topology, coordinator, nodes, client)
+
+
+async def complete(running: Running, prompt: Sequence[int], policy: str, **options: Any) -> Generation:
+    return await running.client.generate(
+        prompt_token_ids=list(prompt), policy=policy, **{"max_new_tokens": 24, "ignore_eos": True, **options}
+    )
+
+
+def alone(model: Path, prompt: Sequence[int], max_new_tokens: int, dtype: torch.dtype = torch.float64) -> list[int]:
+    """What transformers writes by itself, greedily, EOS ignored."""
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    network.generation_config.eos_token_id = None
+    output = network.generate(
+        torch.tensor([list(prompt)]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return [int(token) for token in output[0, len(prompt) :]]
