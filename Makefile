@@ -33,8 +33,8 @@ format: $(READY) ## format the code, and mend what lint can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## measure on this machine, and write the table
-	@$(BIN)/flowspec bench
+bench: $(READY) ## measure on this machine: a table, and build/bench.json
+	@$(BIN)/python -m flowspec.bench.run
 
 demo-model: $(READY) ## train the demo model and its draft again (hours)
 	@$(BIN)/python -m flowspec.demo.train all

@@ -1,4 +1,4 @@
-"""Rules for every test: no network, one torch thread, and nothing is left behind (see `leaks`)."""
+"""Rules for every test: no network, one torch thread, nothing left behind (`leaks`), no loop blocked (`blocking`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import hypothesis
 import pytest
 
-from tests import leaks
+from tests import blocking, leaks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +22,7 @@ hypothesis.settings.load_profile("flowspec")
 
 leaks.watch_zeromq()
 leaks.adopt_orphans()
+blocking.watch_loops()
 
 
 @pytest.fixture(autouse=True)
@@ -32,16 +33,18 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         sys.modules["torch"].set_num_threads(1)
     before = leaks.possessions()
     if inspect.iscoroutinefunction(getattr(request.node, "obj", None)):
-        request.getfixturevalue("no_task_left_behind")
+        request.getfixturevalue("well_behaved_loop")
     yield
     left = leaks.left_since(before)
     assert not left, f"left behind: {', '.join(left)}"
 
 
 @pytest.fixture
-async def no_task_left_behind() -> AsyncIterator[None]:
-    """Looks before the loop is closed, which would cancel the tasks silently."""
+async def well_behaved_loop() -> AsyncIterator[None]:
+    """Fails a test that leaves a task behind (before the loop is closed, which would cancel it) or blocks the loop."""
     before = asyncio.all_tasks()
+    blocking.watch.long.clear()
     yield
     left = leaks.tasks_left(before)
     assert not left, f"left behind: {', '.join(left)}"
+    assert not blocking.watch.long, f"blocked the event loop: {', '.join(blocking.watch.long)}"

@@ -1,4 +1,4 @@
-"""The guard of conftest.py sees what tests leave behind, and lets pass what ends in time."""
+"""The guards of conftest.py see what tests leave behind and who blocks the loop, and let pass what ends in time."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import zmq
 import zmq.asyncio
 
-from tests import leaks
+from tests import blocking, leaks
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +89,27 @@ def test_the_servers_of_multiprocessing_may_stay() -> None:
     process.join()
     process.close()
     assert leaks.left_since(before) == []
+
+
+def compute(seconds: float) -> None:
+    """Keep this thread's processor busy."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+async def test_a_task_that_computes_on_the_loop_is_seen_and_the_test_itself_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(blocking, "LIMIT", 0.02)
+
+    async def block() -> None:
+        compute(0.03)
+
+    compute(0.03)
+    await asyncio.sleep(0)
+    assert blocking.watch.long == []
+    await asyncio.create_task(block())
+    (seen_step,) = blocking.watch.long
+    assert "Task" in seen_step
+    blocking.watch.long.clear()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from flowspec.drafting.drafter import Children
-from flowspec.errors import LimitExceeded
+from flowspec.errors import InvariantViolation, LimitExceeded
 from flowspec.model.block import LayerBlock
 from flowspec.model.cache import TreeCache
 from flowspec.model.sampling import Sampler, TokenHistory
@@ -75,16 +75,12 @@ class CausalLmDrafter:
             pruned = drafting.cache.prune()
             if pruned is not None:
                 drafting.remember(pruned.accepted_tokens)
-        wanted = set(request.expand)
-        rows: dict[int, torch.Tensor] = {}
-        for start in range(0, len(request.draft), PREFILL_TOKENS):
-            indices = list(range(start, min(start + PREFILL_TOKENS, len(request.draft))))
-            whole = len(indices) == len(request.draft)
-            if not self._read(
-                drafting, request.draft if whole else request.draft.select(indices), request.decree, wanted, rows
-            ):
+        serials: list[int] = []
+        hidden: list[torch.Tensor] = []
+        for part in parts(request.draft):
+            if not self._read(drafting, part, request, serials, hidden):
                 break
-        return self._rank(drafting, [serial for serial in request.expand if serial in rows], rows, width)
+        return self._rank(drafting, serials, hidden, width) if serials else ()
 
     def _drafting(self, request: GrowTree) -> Drafting:
         drafting = self._sessions.get(request.session)
@@ -99,9 +95,9 @@ class CausalLmDrafter:
         return drafting
 
     def _read(
-        self, drafting: Drafting, draft: DraftTokens, decree: int, wanted: set[int], rows: dict[int, torch.Tensor]
+        self, drafting: Drafting, draft: DraftTokens, request: GrowTree, serials: list[int], hidden: list[torch.Tensor]
     ) -> bool:
-        """Run new tokens and keep the hidden states of those to be expanded; False when the cache is full.
+        """Run new tokens; adds those to be expanded to `serials` and their states to `hidden`. False: the cache is full.
 
         Tokens whose parent the cache does not have are dead here, and skipped.
         """
@@ -116,15 +112,16 @@ class CausalLmDrafter:
         except LimitExceeded:
             return False
         try:
-            hidden = self._block.forward(self._inputs(draft), cache, batch)
+            output = self._block.forward(self._inputs(draft), cache, batch)
         except BaseException:
             cache.abort()
             raise
-        assert hidden is not None
-        drafting.remember(cache.commit(decree))
-        for index, serial in enumerate(draft.serials):
-            if serial in wanted:
-                rows[serial] = hidden[index]
+        assert output is not None
+        drafting.remember(cache.commit(request.decree))
+        wanted = [index for index, serial in enumerate(draft.serials) if serial in request.expand]
+        if wanted:
+            serials += [draft.serials[index] for index in wanted]
+            hidden.append(output if len(wanted) == len(draft) else output[wanted])
         return True
 
     def _inputs(self, draft: DraftTokens) -> torch.Tensor:
@@ -132,13 +129,25 @@ class CausalLmDrafter:
         tokens = torch.tensor(draft.tokens, dtype=torch.int64)
         return tokens if self._shared == self._target_size else tokens.clamp_(max=self._shared - 1)
 
-    def _rank(self, drafting: Drafting, serials: list[int], rows: dict[int, torch.Tensor], width: int) -> Children:
+    def _rank(self, drafting: Drafting, serials: list[int], hidden: list[torch.Tensor], width: int) -> Children:
         cache, sampler = drafting.cache, drafting.sampler
-        found = [(serial, row) for serial in serials if (row := cache.find(serial)) is not None]
-        if not found:
-            return ()
-        logits = self._block.logits(torch.stack([rows[serial] for serial, _ in found]))[:, : self._shared]
-        positions = [cache.position_of(row) + 1 for _, row in found]
-        paths = [cache.path_tokens(row) for _, row in found] if sampler.needs_history else ()
+        logits = self._block.logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))[:, : self._shared]
+        positions: list[int] = []
+        paths: list[tuple[int, ...]] = []
+        for serial in serials:
+            row = cache.find(serial)
+            if row is None:
+                raise InvariantViolation(f"the drafter has no row of {serial}, which it just read")
+            positions.append(cache.position_of(row) + 1)
+            if sampler.needs_history:
+                paths.append(cache.path_tokens(row))
         ranked = sampler.rank(logits, positions, width, drafting.history, paths)
-        return tuple((serial, tuple(children)) for (serial, _), children in zip(found, ranked, strict=True))
+        return tuple((serial, tuple(children)) for serial, children in zip(serials, ranked, strict=True))
+
+
+def parts(draft: DraftTokens) -> list[DraftTokens]:
+    """`draft` in pieces of at most `PREFILL_TOKENS`."""
+    if len(draft) <= PREFILL_TOKENS:
+        return [draft]
+    starts = range(0, len(draft), PREFILL_TOKENS)
+    return [draft.select(list(range(start, min(start + PREFILL_TOKENS, len(draft))))) for start in starts]

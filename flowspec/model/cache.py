@@ -120,7 +120,7 @@ class TreeCache(RowTree):
         still = int((kept == range(count)).argmin()) if count and kept[-1] != count - 1 else count
         if still == count:
             return
-        moved = torch.from_numpy(kept[still:] + base - (len(kept)>3)).to(self.shape.device)
+        moved = torch.from_numpy(kept[still:] + base).to(self.shape.device)
         start, end = base + still, base + count
         for buffer in self._buffers:
             buffer[:, :, start:end] = buffer.index_select(2, moved)

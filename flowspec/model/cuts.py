@@ -15,7 +15,8 @@ Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 FIRST_LOOK = 1024
-"""How many of the best tokens top-p looks at before it sorts all of them."""
+"""How many of the best tokens top-p looks at first; it looks at `WIDER` times as many as often as it must."""
+WIDER = 8
 
 
 def keep(s: Floats, top_k: int, top_p: float, min_p: float) -> Indices | None:
@@ -23,13 +24,15 @@ def keep(s: Floats, top_k: int, top_p: float, min_p: float) -> Indices | None:
     limited = 0 < top_k < len(s)
     if not limited and top_p >= 1.0:
         return np.flatnonzero(np.exp(s) >= min_p) if min_p > 0.0 else None
-    values = largest(s, top_k) if limited else largest(s, FIRST_LOOK)
-    if top_p < 1.0:
-        total = None if limited else float(np.exp(s).sum())
-        count = nucleus(values, top_p, total)
-        if count > len(values) and not limited:
-            values = largest(s, len(s))
-            count = nucleus(values, top_p, total)
+    if limited:
+        values = largest(s, top_k)
+        values = values[: nucleus(values, top_p, None)] if top_p < 1.0 else values
+    else:
+        look, total = FIRST_LOOK, float(np.exp(s).sum())
+        values = largest(s, look)
+        while (count := nucleus(values, top_p, total)) > len(values) and len(values) < len(s):
+            look *= WIDER
+            values = largest(s, look)
         values = values[:count]
     if min_p > 0.0:
         values = values[: max(1, int(np.count_nonzero(np.exp(values) >= min_p)))]

@@ -29,6 +29,7 @@ from flowspec.runtime.emulation import EmulatedSender
 from flowspec.runtime.node import Node
 from flowspec.schedule.arbiter import POLICIES, Scheduler
 from flowspec.schedule.events import (
+    BreakSession,
     Command,
     EmitTokens,
     Event,
@@ -214,10 +215,10 @@ class Coordinator(Node):
 
     def _stage_lost(self, name: str, reason: str) -> None:
         logger.error("%s", reason)
-        self.apply(PipeLost())
         assert self._desk is not None
         for session in list(self._desk.requests):
             self._desk.fail(session, PipelineError(reason, node=name, session=session))
+        self.apply(PipeLost())
 
     # ---- carrying out ------------------------------------------------------------------------------------------------
 
@@ -238,6 +239,8 @@ class Coordinator(Node):
             case FinishSession(session, epoch):
                 self._outgoing.put_nowait(Close(session, epoch))
                 self._desk.finish(command)
+            case BreakSession(session, _, reason):
+                self._desk.fail(session, PipelineError(reason, session=session))
             case OpenSession(session, epoch):
                 admitted = self._desk.requests[session].admitted
                 self._outgoing.put_nowait(Open(session, epoch, admitted.row_limit, admitted.sampling))

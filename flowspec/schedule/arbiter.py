@@ -13,10 +13,12 @@ from flowspec.errors import ConfigurationError, InvariantViolation
 from flowspec.schedule.autoregressive import Autoregressive
 from flowspec.schedule.continuous import Continuous, ContinuousSettings
 from flowspec.schedule.events import (
+    BreakSession,
     Command,
     DrafterLost,
     Event,
     OpenSession,
+    PipeLost,
     PipeMeasured,
     PipeProfile,
     SegmentReturned,
@@ -98,6 +100,8 @@ class Scheduler:
                 return self._admit(event)
             case PipeMeasured():
                 self.pipe = PipeModel(event.profile)
+            case PipeLost():
+                return self._drop(self._last_ticket + 1)
             case SegmentTaken():
                 self._taken = max(self._taken, min(event.ticket, self._last_ticket))
             case SegmentReturned():
@@ -128,11 +132,24 @@ class Scheduler:
         if self._tickets.pop(event.ticket, None) is None:
             return []
         self._taken = max(self._taken, event.ticket)
+        broken = self._drop(event.ticket)
         session = self._sessions.get(event.session)
         if session is None or event.epoch != session.epoch:
-            return []
+            return broken
         session.land(event.ticket)
-        return self._policies[event.session].handle(event, self._room())
+        return broken + self._policies[event.session].handle(event, self._room())
+
+    def _drop(self, ticket: int) -> list[Command]:
+        """Segments before `ticket` will not come back any more: the pipe is in order, so they were lost."""
+        commands: list[Command] = []
+        for lost in [number for number in self._tickets if number < ticket]:
+            name, epoch = self._tickets.pop(lost)
+            self._taken = max(self._taken, lost)
+            session = self._sessions.get(name)
+            if session is not None and session.epoch == epoch:
+                session.land(lost)
+                commands.append(BreakSession(name, epoch, "a segment was lost in the pipe"))
+        return commands
 
     # ---- sending -----------------------------------------------------------------------------------------------------
 

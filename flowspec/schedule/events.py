@@ -190,6 +190,15 @@ class EmitTokens(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class BreakSession(Command):
+    """A segment of the session was lost in the pipe: it cannot go on in this epoch."""
+
+    session: str
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class FinishSession(Command):
     """The session reached its end ("eos", "length", or the reason of `SessionStopped`): close it everywhere."""
 

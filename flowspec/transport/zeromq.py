@@ -59,14 +59,14 @@ class ZeroMQTransport:
 
     async def open_coordinator(self, topology: Topology) -> CoordinatorChannels:
         node = topology.draft_node
-        depth = self.options.client_depth
+        depth, limits = self.options.client_depth, self.options.client_limits
         async with self._sockets(node.name) as sockets:
-            router = sockets.create(zmq.ROUTER, depth)
+            router = sockets.create(zmq.ROUTER, depth, limits)
             router.router_mandatory = 1
             await sockets.bind(router, node.bind, node.port)
             return CoordinatorChannels(
                 release=sockets.close,
-                clients=SocketRouter(router, f"{node.name}/clients", depth, self.options.limits),
+                clients=SocketRouter(router, f"{node.name}/clients", depth, limits),
                 return_in=await self._pull(sockets, "return", node.bind, node.port + 1),
                 hints=await self._publish(sockets, "hints", node.bind, node.port + 2),
                 forward_out=self._push(sockets, "forward", topology.forward_address(0)),

@@ -93,8 +93,13 @@ def buffer_of(tensor: Tensor) -> memoryview:
     """
     import torch
 
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    if tensor.requires_grad or not tensor.is_cpu or not tensor.is_contiguous():
+        tensor = tensor.detach().cpu().contiguous()
+    if not tensor.dim():
+        tensor = tensor.reshape(1)
+    if not tensor.numel():
+        return memoryview(b"")
+    return tensor.view(torch.uint8).numpy().data.cast("B")
 
 
 def tensor_from(spec: TensorSpec, buffer: bytes | bytearray | memoryview) -> Tensor:
@@ -108,10 +113,10 @@ def tensor_from(spec: TensorSpec, buffer: bytes | bytearray | memoryview) -> Ten
         return torch.empty(spec.shape, dtype=dtype)
     if view.readonly or view.nbytes < COPY_BYTES:
         view = memoryview(bytearray(view))
-    raw = torch.frombuffer(view, dtype=torch.uint8)
-    if raw.data_ptr() % ITEM_BYTES[spec.dtype]:
-        raw = raw.clone()
-    return raw.view(dtype).reshape(spec.shape)
+    tensor = torch.frombuffer(view, dtype=dtype)
+    if tensor.data_ptr() % ITEM_BYTES[spec.dtype]:
+        tensor = tensor.clone()
+    return tensor.view(spec.shape)
 
 
 def plain_specs(specs: Sequence[TensorSpec]) -> list[list[Any]]:

@@ -24,9 +24,7 @@ class Blocks:
     """All layers of a model, cut where `cuts` says."""
 
     def __init__(self, path: Path, cuts: tuple[int, ...], *, dtype: str = "float64", row_limit: int = 400) -> None:
-        self.blocks = [
-            LayerBlock.load(path, first, end, dtype=dtype) for first, end in pairwise(cuts)
-        ]
+        self.blocks = [LayerBlock.load(path, first, end, dtype=dtype) for first, end in pairwise(cuts)]
         self.row_limit = row_limit
         self.fresh()
 

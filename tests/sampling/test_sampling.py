@@ -54,7 +54,9 @@ def test_the_token_is_the_one_of_the_law(
     tensor = torch.from_numpy(logits.copy())
     assert sampler.sample(tensor, position, history, path) == expected
     assert sampler.explain(tensor, position, history, path).token == expected
-    assert sampler.rank(tensor.unsqueeze(0).double(), [position], 3, history, [path])[0][0][0] == expected
+    first = sampler.rank(tensor.unsqueeze(0).double(), [position], 3, history, [path])[0][0][0]
+    s, _ = naive.processed(logits, parameters, seen)
+    assert first == expected or (parameters.temperature == 0 and s[first] == s[expected])
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
@@ -112,7 +114,9 @@ def test_float64_logits_are_not_rounded() -> None:
 
 
 def test_half_precision_logits_are_accepted() -> None:
-    assert Sampler(SamplingParameters(temperature=1e-3), 3).sample(torch.tensor([0, 9, 1], dtype=torch.bfloat16), 0) == 1
+    assert (
+        Sampler(SamplingParameters(temperature=1e-3), 3).sample(torch.tensor([0, 9, 1], dtype=torch.bfloat16), 0) == 1
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -135,6 +135,19 @@ async def test_an_oversize_frame_is_refused_and_the_channel_lives_on(opened: Ope
     assert (await soon(coordinator.return_in.receive())).message == Credit("stage-1", 3)
 
 
+async def test_a_client_cannot_send_tensors_or_large_frames(opened: Opened, plain: Plain) -> None:
+    options = SocketOptions(limits=FrameLimits(header_bytes=1000))
+    coordinator = await opened.coordinator(ZeroMQTransport(options))
+    receiving = asyncio.create_task(coordinator.clients.receive())
+    hostile = plain.socket(zmq.DEALER, connect=opened.topology.client_address)
+    await soon(hostile.send_multipart(encode(StatusQuery("with a tensor"), [torch.zeros(4)])))
+    await soon(hostile.send(encode(StatusQuery("x" * 2000))[0]))
+    await soon(hostile.send(encode(StatusQuery("small"))[0]))
+    _, envelope = await soon(receiving)
+    assert envelope.message == StatusQuery("small")
+    assert coordinator.clients.statistics().rejected == 1
+
+
 # ---- clients of another version --------------------------------------------------------------------------------------
 
 

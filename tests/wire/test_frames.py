@@ -159,14 +159,14 @@ def test_text_that_is_no_unicode_is_refused_by_the_sender() -> None:
 
 
 @given(frames=st.lists(st.binary(max_size=200), max_size=4))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_random_bytes_raise_nothing_but_wire_errors(frames: list[bytes]) -> None:
     with pytest.raises(WireError):
         decode(frames)
 
 
 @given(data=st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_mutated_messages_raise_nothing_but_wire_errors(data: st.DataObject) -> None:
     message = data.draw(st.one_of(st.just(SEGMENT), messages(Segment), message_of(message_types())))
     frames = [bytearray(frame) for frame in encode(message, [HIDDEN])]
@@ -200,7 +200,7 @@ plain_values = st.recursive(
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_well_formed_nonsense_raises_nothing_but_wire_errors(data: st.DataObject) -> None:
     """Right keys, any plain value somewhere inside: what a faulty implementation would send."""
     head = msgpack.unpackb(encode(data.draw(message_of(message_types())), [HIDDEN])[0])
