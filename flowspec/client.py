@@ -78,15 +78,13 @@ class Client:
         self._channel = await transport.connect_client(self.address)
         loop = asyncio.get_running_loop()
         self._heard_at = time.monotonic()
-        self._tasks = [
-            loop.create_task(self._read(self._channel), name=f"client of {self.address}: read"),
-            loop.create_task(self._watch(), name=f"client of {self.address}: watch"),
-        ]
+        self._tasks = [loop.create_task(self._read(self._channel), name=f"client of {self.address}: read")]
         try:
             await self.status(timeout=self._connect_timeout)
         except BaseException:
             await self.close()
             raise
+        self._tasks.append(loop.create_task(self._watch(), name=f"client of {self.address}: watch"))
         return self
 
     async def __aexit__(

@@ -32,8 +32,8 @@ class Plan:
     long_share: float = 0.15
     """The share of the time, at the end, spent on long windows (with as many tokens per batch)."""
     checkpoint_seconds: float = 180.0
-    evaluate_seconds: float = 180.0
-    print_steps: int = 20
+    evaluate_seconds: float = 300.0
+    print_steps: int = 10
 
 
 @dataclass(slots=True)

@@ -22,10 +22,10 @@ class Schedule:
     """The share of the time, at the end, over which the rate falls linearly to zero."""
 
     @classmethod
-    def for_minutes(cls, minutes: float, max_steps: int | None = None) -> Schedule:
+    def for_minutes(cls, minutes: float, max_steps: int | None = None, cooldown: float = 0.4) -> Schedule:
         """A schedule that starts now."""
         now = time.time()
-        return cls(now, now + 60 * minutes, max_steps)
+        return cls(now, now + 60 * minutes, max_steps, cooldown=cooldown)
 
     def progress(self, now: float) -> float:
         """The share of the time that has passed, between zero and one."""

@@ -30,7 +30,7 @@ from flowspec.demo.schedule import Schedule
 from flowspec.demo.storage import export, load_checkpoint, load_model
 from flowspec.demo.tokenizer import MAX_LENGTH, load_tokenizer, train_tokenizer
 
-VALIDATION_WINDOWS: Final = 96
+VALIDATION_TOKENS: Final = 49_152
 SAMPLING_TEMPERATURE: Final = 0.8
 SAMPLING_BATCH: Final = 256
 REPORT_WINDOWS: Final = 512
@@ -107,9 +107,9 @@ def _train(
 ) -> Totals:
     stream = WindowStream(files, options.seed)
     held = encode_sources(tokenizer, collect(options.corpus), "validation")
-    validation = fixed_windows(held, options.length, VALIDATION_WINDOWS)
+    validation = fixed_windows(held, options.length, max(1, VALIDATION_TOKENS // options.length))
     plan = Plan(
-        Schedule.for_minutes(options.minutes, options.steps),
+        Schedule.for_minutes(options.minutes, options.steps, options.cooldown),
         options.work / f"{part}.pt",
         batch=options.batch,
         length=options.length,
@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--batch", type=int, default=16, help="windows in a batch")
     common.add_argument("--length", type=int, default=512, help="tokens in a window")
     common.add_argument("--long-length", type=int, default=2048, help="tokens in a window in the last part")
+    common.add_argument("--cooldown", type=float, default=0.4, help="the share of the time in which the rate falls")
     common.add_argument("--samples", type=int, default=1024, help="own completions of the target to distil on")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

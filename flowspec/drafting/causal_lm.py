@@ -97,7 +97,7 @@ class CausalLmDrafter:
     def _read(
         self, drafting: Drafting, draft: DraftTokens, request: GrowTree, serials: list[int], hidden: list[torch.Tensor]
     ) -> bool:
-        """Run new tokens; adds those to be expanded to `serials` and their states to `hidden`. False: the cache is full.
+        """Run new tokens; add those to be expanded to `serials`, their states to `hidden`. False: the cache is full.
 
         Tokens whose parent the cache does not have are dead here, and skipped.
         """

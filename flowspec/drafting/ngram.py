@@ -1,7 +1,8 @@
 """Drafts without a model: what followed the same tokens before, in prompt and output (prompt lookup).
 
 Costs nothing to load and next to nothing to ask. Good where text repeats itself (code, quotations, tables, editing),
-silent where it does not. It knows no probabilities but those that counts give.
+silent where it does not. It knows no probabilities but those that counts give; the noise of sampling it leaves aside,
+since its doubt is whether the text repeats at all, which noise does not tell (measured: no more hits, worse scores).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LONGEST = 8
 """Tokens of context that a match may have."""
 RECENT = 32
 """Followers of one context that are looked at, the latest first: bounds a step after frequent tokens."""
-DOUBT = 1.0
+DOUBT = 2.0
 """Weight against a context, in occurrences; see `SuffixIndex.followers`."""
 
 
@@ -57,8 +58,9 @@ class SuffixIndex:
 
             P_n(t) = (c(t) + (D + DOUBT) * P_{n-1}(t)) / (N + D + DOUBT),   P_0(t) = 0,
 
-        which is Witten and Bell's method with some doubt added. A context seen once gives 1/3 to its follower when one
-        token matches, 0.56 when two do, 0.80 for four and 0.96 for eight. What is left is for tokens never seen there.
+        which is Witten and Bell's method with some doubt added. A context seen once gives 1/4 to its follower when one
+        token matches, 0.44 when two do, 0.68 for four and 0.90 for eight. What is left is for tokens never seen there.
+        On Python source and on a small model's output, what is given p comes true in a share of about p.
         """
         found: dict[int, float] = {}
         for length in range(1, min(LONGEST, len(context)) + 1):

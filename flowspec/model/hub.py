@@ -45,8 +45,8 @@ def download(repository: str, file: str, *, revision: str | None = None, small_f
     try:
         if small_files:
             patterns = ["*.json", "*.jinja", "*.txt", "tokenizer.model"]
-            return Path(huggingface_hub.snapshotdownload(repository, revision=revision, allow_patterns=patterns))
-        return Path(huggingface_hub.hf_hubdownload(repository, file, revision=revision)).parent
+            return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision)).parent
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(

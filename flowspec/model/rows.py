@@ -135,7 +135,7 @@ class RowTree(RowColumns):
     def note(self, frontier: int, token: int) -> None:
         """Keep the newest verdict for `alive` and `prune`. Constant time, safe from any thread."""
         with self._lock:
-            if self._noted is None or True:
+            if self._noted is None or frontier > self._noted[0]:
                 self._noted = (frontier, token)
 
     def alive(self) -> bool:

@@ -99,6 +99,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self.needs_history = parameters.repetition_penalty != 1.0
         self._all = np.arange(vocab_size)
+        self._uncut = not 0 < parameters.top_k < vocab_size and parameters.top_p >= 1.0 and parameters.min_p <= 0.0
         self._noise: dict[int, Floats] = {}
 
     def sample(
@@ -112,9 +113,9 @@ class Sampler:
         values = self._penalised(numbers(logits), history, path)
         if self.parameters.temperature == 0.0:
             token = int(values.argmax())
-            check_finite(values[token], position)
+            check_finite(values[token : token + 1], [position])
             return token
-        s = self._scaled(values, position)
+        s = self._scaled(values, [position])
         kept = self._kept(s)
         if kept is None:
             kept = self._contenders(s, position)
@@ -135,18 +136,19 @@ class Sampler:
         and scores of one row stay log-probabilities that add up along a path. The first is what `sample` would draw;
         in vocabularies above 8,192 as long as that is among the 1,024 most probable.
         """
-        if self.parameters.temperature == 0.0 and not self.needs_history:
-            return most_probable(logits, min(count, self.vocab_size))
-        rows = []
-        array = numbers(logits)
-        for row, position in enumerate(positions):
-            values = self._penalised(array[row], history, paths[row] if paths else ())
-            if self.parameters.temperature == 0.0:
-                check_finite(values.max(), position)
-                rows.append(best(values, self._all, count))
-            else:
-                rows.append(self._favoured(self._scaled(values, position), position, count))
-        return rows
+        values = numbers(logits)
+        if self.needs_history:
+            penalised = [self._penalised(row, history, paths[i] if paths else ()) for i, row in enumerate(values)]
+            values = np.stack(penalised)
+        if self.parameters.temperature == 0.0:
+            check_finite(values.max(axis=1), positions)
+            return best(values.copy(), count)
+        scaled = self._scaled(values, positions)
+        if self._uncut and self.vocab_size <= SMALL_VOCABULARY:
+            for s, position in zip(scaled, positions, strict=True):
+                s += self._noise_of(position)
+            return best(scaled, count)
+        return [self._favoured(s, position, count) for s, position in zip(scaled, positions, strict=True)]
 
     def explain(
         self, logits: torch.Tensor, position: int, history: TokenHistory | None = None, path: Sequence[int] = ()
@@ -155,11 +157,11 @@ class Sampler:
         values = self._penalised(numbers(logits), history, path).astype(np.float64)
         parameters = self.parameters
         if parameters.temperature == 0.0:
-            check_finite(values.max(), position)
+            check_finite(values.max(keepdims=True), [position])
             order = np.argsort(-values, kind="stable")[:2]
             gap = float(values[order[0]] - values[order[1]]) if len(order) > 1 else math.inf
             return Explanation(int(order[0]), int(order[1]) if len(order) > 1 else None, gap, math.inf)
-        s = self._scaled(values, position)
+        s = self._scaled(values, [position])
         cuts = measure(s, parameters.top_k, parameters.top_p, parameters.min_p)
         noised = cuts.s + gumbel(parameters.seed, position, cuts.order)
         ranks = np.argsort(-noised[: cuts.kept], kind="stable")
@@ -187,11 +189,11 @@ class Sampler:
         values[seen] = np.where(before > 0, before / penalty, before * penalty)
         return values
 
-    def _scaled(self, values: npt.NDArray[np.floating], position: int) -> Floats:
-        """Log-probabilities less that of the most probable token, as float64."""
+    def _scaled(self, values: npt.NDArray[np.floating], positions: Sequence[int]) -> Floats:
+        """Log-probabilities less that of the most probable token, as float64: of (V,) or of (n, V)."""
         s = values.astype(np.float64)
-        greatest = s.max()
-        check_finite(greatest, position)
+        greatest = s.max(axis=-1, keepdims=True)
+        check_finite(greatest, positions)
         s -= greatest
         with np.errstate(over="ignore"):  # a tiny temperature: all but the best become impossible, which is right
             s /= self.parameters.temperature
@@ -209,13 +211,15 @@ class Sampler:
 
     def _favoured(self, s: Floats, position: int, count: int) -> Children:
         kept = self._kept(s)
-        if self.vocab_size <= SMALL_VOCABULARY:
-            noise = self._noise_of(position)
-            return best(s + noise, self._all, count) if kept is None else best(s[kept] + noise[kept], kept, count)
-        if kept is None or len(kept) > FIRST_LOOK:
+        if self.vocab_size > SMALL_VOCABULARY and (kept is None or len(kept) > FIRST_LOOK):
             kept = keep(s, FIRST_LOOK, 1.0, 0.0)
         assert kept is not None
-        return best(s[kept] + gumbel(self.parameters.seed, position, kept), kept, count)
+        if self.vocab_size <= SMALL_VOCABULARY:
+            noise = self._noise_of(position)[kept]
+        else:
+            noise = gumbel(self.parameters.seed, position, kept)
+        (ranked,) = best((s[kept] + noise)[None], count)
+        return [(int(kept[index]), score) for index, score in ranked]
 
     def _noise_of(self, position: int) -> Floats:
         noise = self._noise.get(position)
@@ -236,26 +240,31 @@ def numbers(logits: torch.Tensor) -> npt.NDArray[np.floating]:
     return array
 
 
-def check_finite(greatest: np.floating, position: int) -> None:
-    if not np.isfinite(greatest):
-        raise PipelineError(f"the largest logit at position {position} is {greatest}: the model's output is damaged")
+def check_finite(greatest: npt.NDArray[np.floating], positions: Sequence[int]) -> None:
+    finite = np.isfinite(greatest)
+    if not finite.all():
+        index = int(np.flatnonzero(~finite)[0])
+        raise PipelineError(
+            f"the largest logit at position {positions[index]} is {greatest.flat[index]}: the model's output is damaged"
+        )
 
 
-def best(scores: npt.NDArray[np.floating], tokens: Indices, count: int) -> Children:
-    """The `count` best of `tokens` by `scores`, with their log-softmax, best first."""
-    if count < len(scores):
-        chosen = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-    else:
-        chosen = np.arange(len(scores))
-    chosen = chosen[np.lexsort((tokens[chosen], -scores[chosen]))]
-    greatest = scores[chosen[0]]
-    normaliser = greatest + math.log(float(np.exp(scores - greatest).sum()))
-    ranked = zip(tokens[chosen].tolist(), (scores[chosen] - normaliser).tolist(), strict=True)
-    return [(token, score) for token, score in ranked if score > -math.inf]
+def best(scores: npt.NDArray[np.floating], count: int) -> list[Children]:
+    """Per row of `scores` (n, m) the `count` best indices with their log-softmax, best first, the lower index first.
 
-
-def most_probable(logits: torch.Tensor, count: int) -> list[Children]:
-    """The `count` most probable tokens of each row of `logits` (n, V) with their log-probabilities, best first."""
-    values, tokens = logits.topk(count, dim=-1)
-    scores = values - logits.logsumexp(dim=-1, keepdim=True)
-    return [list(zip(*row, strict=True)) for row in zip(tokens.tolist(), scores.tolist(), strict=True)]
+    Overwrites `scores`. A search for the greatest is so fast that a few of them beat any partial sort.
+    """
+    rows = np.arange(len(scores))
+    greatest = scores.max(axis=1)
+    normaliser = greatest + np.log(np.exp(scores - greatest[:, None]).sum(axis=1))
+    indices: list[list[int]] = []
+    values: list[list[float]] = []
+    for _ in range(min(count, scores.shape[1])):
+        found = scores.argmax(axis=1)
+        indices.append(found.tolist())
+        values.append((scores[rows, found] - normaliser).tolist())
+        scores[rows, found] = -np.inf
+    return [
+        [(index, value) for index, value in zip(*row, strict=True) if value > -math.inf]
+        for row in zip(zip(*indices, strict=True), zip(*values, strict=True), strict=True)
+    ]

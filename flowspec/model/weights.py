@@ -76,7 +76,10 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
         except Exception as error:
-            raise ModelError(f"{self.path / 'config.json'} cannot be read: {error}") from error
+            raise ModelError(
+                f"{self.path / 'config.json'} cannot be read: {error}",
+                hint="it was damaged or written for another version of transformers; fetch it again",
+            ) from error
 
     @property
     def layer_count(self) -> int:

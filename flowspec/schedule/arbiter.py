@@ -34,12 +34,18 @@ from flowspec.schedule.window import PipeModel
 from flowspec.wire.messages import DraftTokens, RosterEntry
 
 UNMEASURED = PipeProfile(stages=(((1, 0.01),),))
-"""Stands in until a profile comes: one stage, so one segment under way and one behind it."""
+"""Stands in until a profile comes: one stage, so one segment under way at a time."""
 
 FLOOD = 3
 """Segments in flight, dead ones included, are never more than this many windows."""
 
-POLICIES = ("autoregressive", "flowspec")
+_FACTORIES: dict[str, Callable[[Session, ContinuousSettings], Policy]] = {
+    "autoregressive": lambda session, _: Autoregressive(session),
+    "flowspec": Continuous,
+}
+
+POLICIES = tuple(_FACTORIES)
+"""Names of the policies, as a request gives them."""
 
 
 class Scheduler:
@@ -54,10 +60,6 @@ class Scheduler:
         self._served: dict[str, int] = {}
         self._last_ticket = 0
         self._taken = 0
-        self._factories: dict[str, Callable[[Session], Policy]] = {
-            "autoregressive": Autoregressive,
-            "flowspec": lambda session: Continuous(session, self.settings),
-        }
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -118,13 +120,13 @@ class Scheduler:
     def _admit(self, event: SessionRequested) -> list[Command]:
         if event.session in self._sessions:
             raise InvariantViolation("requested twice", session=event.session)
-        if event.policy not in self._factories:
+        if event.policy not in _FACTORIES:
             raise ConfigurationError(
                 f"there is no policy {event.policy!r}", session=event.session, hint=f"one of: {', '.join(POLICIES)}"
             )
         session = Session(event)
         self._sessions[session.name] = session
-        self._policies[session.name] = self._factories[event.policy](session)
+        self._policies[session.name] = _FACTORIES[event.policy](session, self.settings)
         self._served[session.name] = 0
         return [OpenSession(session.name, session.epoch)]
 
@@ -146,8 +148,7 @@ class Scheduler:
             name, epoch = self._tickets.pop(lost)
             self._taken = max(self._taken, lost)
             session = self._sessions.get(name)
-            if session is not None and session.epoch == epoch:
-                session.land(lost)
+            if session is not None and session.epoch == epoch and session.lose(lost):
                 commands.append(BreakSession(name, epoch, "a segment was lost in the pipe"))
         return commands
 

@@ -20,7 +20,7 @@ from flowspec.wire.messages import DraftTokens
 class ContinuousSettings:
     """Every knob of the policy."""
 
-    tree: int = 32
+    tree: int = 48
     """Most live draft tokens that are in flight at once, of a session that has the pipe to itself."""
     segment: int = 16
     """Most tokens in one segment."""
@@ -28,10 +28,10 @@ class ContinuousSettings:
     """What a segment costs beside the forward: headers, sockets, wake-ups."""
     worth: float = 0.05
     """Expected accepted tokens below which a segment of guesses is not sent, where every node has its own cores."""
-    worth_contended: float = 0.4
+    worth_contended: float = 0.5
     """The same where nodes share cores, so that a wasted segment slows the useful ones down."""
-    patience: float = 0.6
-    """Weight of what one more growth step would add to a segment against the seconds that it takes; 0 never waits."""
+    impatience: float = 0.6
+    """Weight of the seconds that a segment would wait for one more growth step; very large: it never waits."""
     growth: GrowthSettings = field(default_factory=GrowthSettings)
 
 
@@ -69,39 +69,38 @@ class Continuous:
             return session.prompt_chunk(room.pipe.prefill_chunk(len(session.prompt)))
         tree = session.tree
         most = min(self.settings.segment, self._cap(room) - tree.sent)
-        waiting = tree.waiting(session.remaining)[: max(0, most)]
+        waiting = tree.waiting(session.remaining, max(0, most))
         if not waiting:
             return None
         chances = [exp(scored.score) for scored in waiting]
-        size = self._size(chances, room)
+        size, rate = self._best(chances, 0.0, room)
         if not session.root_waits and sum(chances[:size]) < self._worth(room):
             return None
-        if self._wait(chances[:size], most, room):
+        if self._wait(chances, rate, most, room):
             return None
         return tree.columns([scored.serial for scored in waiting[:size]])
 
-    def _size(self, chances: list[float], room: Room) -> int:
-        """How many of the best tokens make the segment that gains most per second."""
+    def _best(self, chances: list[float], delay: float, room: Room) -> tuple[int, float]:
+        """How many of the best tokens make the segment that gains most per second, and its gain per second.
+
+        `delay` is the time lost before it leaves.
+        """
         best, best_rate, gain = 1, 0.0, 0.0
         for size, chance in enumerate(chances, start=1):
             gain += chance
-            rate = gain / (room.pipe.bottleneck(size) + self.settings.overhead_seconds)
+            rate = gain / (room.pipe.bottleneck(size) + self.settings.overhead_seconds + delay)
             if rate > best_rate:
                 best, best_rate = size, rate
-        return best
+        return best, best_rate
 
     def _worth(self, room: Room) -> float:
         return self.settings.worth_contended if room.pipe.contended else self.settings.worth
 
-    def _wait(self, chances: list[float], most: int, room: Room) -> bool:
-        """Whether the segment gains more by one more growth step than the step costs.
-
-        A token that misses this segment goes with the next, one bottleneck time later.
-        """
+    def _wait(self, chances: list[float], rate: float, most: int, room: Room) -> bool:
+        """Whether one more growth step makes the segment gain more per second, the step's own duration counted in."""
         promise = self.growth.promise()
         if promise is None:
             return False
         coming, seconds = promise
         merged = sorted([*chances, *coming], reverse=True)[:most]
-        gained = sum(merged) - sum(chances)
-        return self.settings.patience * gained * room.pipe.bottleneck(len(merged)) > seconds
+        return self._best(merged, self.settings.impatience * seconds, room)[1] > rate

@@ -24,11 +24,13 @@ class GrowthSettings:
     """Most tokens that one step expands."""
     floor: float = 0.005
     """Probability, from the root, below which a token is not expanded."""
-    pool: int = 192
+    pool: int = 128
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
     is, and the drafter is never asked twice for the same children."""
     smoothing: float = 0.2
-    """Weight of the newest step in the running means."""
+    """Weight of the newest step in the running mean of its duration."""
+    hit_smoothing: float = 0.02
+    """Weight of the newest expanded token in the running mean of its best child's probability."""
     typical_tokens: int = 32
     """A step that has more tokens to read than this is a prefill: its duration says nothing about the next step."""
 
@@ -69,7 +71,7 @@ class Growth:
     def ask(self, cap: int) -> list[GrowTree]:
         """The next step, if one is due: none is out, and something is worth expanding.
 
-        `cap` is the number of live tokens that may be sent: what would not be among the best to fill it is not asked for.
+        `cap` is the number of live tokens that may be sent: nothing is asked for that would not be among the best.
         """
         session = self.session
         if self.lost or self.out is not None or not session.active:
@@ -105,11 +107,11 @@ class Growth:
     def _choose(self, cap: int) -> list[int]:
         tree, settings = self.session.tree, self.settings
         # A child at depth `remaining` could not matter any more, so its parent need not be expanded.
-        best = tree.unexpanded(log(settings.floor), self.session.remaining - 1)[: settings.expand]
+        best = tree.unexpanded(log(settings.floor), self.session.remaining - 1, settings.expand)
         ahead = max(1, cap - tree.sent)
-        waiting = tree.waiting(self.session.remaining)
-        if len(waiting) >= ahead:
-            bar = waiting[ahead - 1].score - log(self.hit)
+        waiting = tree.waiting(self.session.remaining, ahead)
+        if len(waiting) == ahead:
+            bar = waiting[-1].score - log(self.hit)
             best = [scored for scored in best if scored.score > bar]
         return sorted(scored.serial for scored in best)
 
@@ -124,7 +126,7 @@ class Growth:
             self.step_seconds = before + weight * (event.seconds - before)
         for parent, children in event.children:
             if children:
-                self.hit += 0.1 * weight * (exp(min(0.0, max(p for _, p in children))) - self.hit)
+                self.hit += self.settings.hit_smoothing * (exp(min(0.0, max(p for _, p in children))) - self.hit)
             tree.merge(parent, children)
         tree.trim(self.settings.pool)
 
@@ -136,11 +138,10 @@ class Growth:
         if self.out is None or self.step_seconds is None or self._reading > self.settings.typical_tokens:
             return None
         tree = self.session.tree
-        scores = {scored.serial: scored.score for scored in tree.scored()}
-        alive = [exp(scores[serial]) * self.hit for serial in self.out if serial in scores]
+        alive = [exp(scored.score) * self.hit for scored in tree.ranking() if scored.serial in self.out]
         if alive:
             return alive, self.step_seconds
-        fresh = tree.unexpanded(log(self.settings.floor), self.session.remaining - 1)[: self.settings.expand]
+        fresh = tree.unexpanded(log(self.settings.floor), self.session.remaining - 1, self.settings.expand)
         if not fresh:
             return None
         return [exp(scored.score) * self.hit for scored in fresh], 2 * self.step_seconds

@@ -33,12 +33,16 @@ class Session:
     """State of one session. Prompt tokens are draft tokens by decree: serials 0 .. n-1, a chain."""
 
     def __init__(self, request: SessionRequested) -> None:
+        if not request.prompt or request.max_new_tokens < 1:
+            raise InvariantViolation("an empty prompt, or nothing to generate", session=request.session)
         self.name = request.session
         self.limit = request.max_new_tokens
         self.eos = request.eos
         self.drafter = request.drafter
         self.epoch = 0
         self.ready = False
+        self.broken = False
+        """A segment was lost: in this epoch nothing more can be sent."""
         self.finish_reason: str | None = None
         self.output: list[int] = []
         self.counters = Counters()
@@ -73,7 +77,7 @@ class Session:
     @property
     def active(self) -> bool:
         """The pipe may carry its segments."""
-        return self.ready and not self.finished
+        return self.ready and not self.finished and not self.broken
 
     @property
     def prefilling(self) -> bool:
@@ -134,6 +138,13 @@ class Session:
         """A segment came back; unknown tickets belong to an older epoch."""
         self.flights.pop(ticket, None)
 
+    def lose(self, ticket: int) -> bool:
+        """A segment will not come back: caches have a gap. True the first time."""
+        self.flights.pop(ticket, None)
+        news = not self.broken and not self.finished
+        self.broken = True
+        return news
+
     def advance(self, frontier: int | None, token: int | None) -> tuple[Reroot | None, list[Command]]:
         """Follow a verdict: move the root, emit what is final, finish at EOS or limit.
 
@@ -182,7 +193,7 @@ class Session:
     def check_integrity(self) -> None:
         """Raise `InvariantViolation` where the session contradicts itself."""
         self.tree.check_integrity()
-        if self.finished:
+        if self.finished or self.broken:
             return
         problems = (
             (len(self.output) >= self.limit, "it should have finished"),

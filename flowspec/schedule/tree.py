@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from typing import NamedTuple
 
 from flowspec.errors import InvariantViolation
 from flowspec.wire.messages import DraftTokens
@@ -50,8 +52,7 @@ class Reroot:
         return self.passed[1:]
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """A draft token with what is derived for it: cumulative log-probability and depth relative to the root."""
 
     serial: int
@@ -67,6 +68,7 @@ class DraftTree:
         self.root = serial
         self.next_serial = serial + 1
         self._tokens: dict[int, DraftToken] = {serial: DraftToken(serial, parent, token)}
+        self._ranking: list[Scored] | None = None
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -96,6 +98,7 @@ class DraftTree:
         above = self._tokens.get(parent)
         if above is None:
             return ()
+        self._ranking = None
         joined = []
         for token, log_probability in children:
             log_probability = min(0.0, log_probability)
@@ -138,6 +141,7 @@ class DraftTree:
         gone = kept | {passing.serial for passing in passed}
         dropped = tuple(candidate for candidate in self._tokens.values() if candidate.serial not in gone)
         self._tokens = {candidate.serial: candidate for candidate in self._tokens.values() if candidate.serial in kept}
+        self._ranking = None
         self.root = root.serial
         return Reroot(tuple(passed), root, created, dropped)
 
@@ -146,54 +150,49 @@ class DraftTree:
 
         Neither the root nor a token in `keep` (what the drafter is busy with) goes.
         """
-        removed = 0
-        if len(self._tokens) <= most:
+        excess = len(self._tokens) - most
+        if excess <= 0:
             return 0
-        for candidate in sorted(self.scored(), key=lambda scored: (scored.score, -scored.serial)):
-            if len(self._tokens) <= most:
-                break
+        removed = 0
+        for candidate in reversed(self.ranking()):  # children before their parents
             worst = self._tokens[candidate.serial]
-            if worst.sent or worst.children or worst.serial in keep or worst.serial == self.root:
-                continue
-            del self._tokens[self._tokens[worst.parent].children.pop(worst.token)]
-            removed += 1
+            if not (worst.sent or worst.children or worst.serial in keep or worst.serial == self.root):
+                del self._tokens[self._tokens[worst.parent].children.pop(worst.token)]
+                removed += 1
+                if removed == excess:
+                    break
+        self._ranking = None
         return removed
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
-    def scored(self) -> list[Scored]:
-        """All tokens, parents first, with cumulative scores: 0.0 at the root, never above the parent's."""
-        derived: dict[int, Scored] = {}
-        for token in self._tokens.values():
-            above = derived.get(token.parent)
-            if above is None:
-                derived[token.serial] = Scored(token.serial, 0.0, 0)
-            else:
-                derived[token.serial] = Scored(token.serial, above.score + token.log_probability, above.depth + 1)
-        return list(derived.values())
+    def ranking(self) -> Sequence[Scored]:
+        """All tokens, best first, with cumulative scores: 0.0 at the root, never above the parent's.
 
-    def waiting(self, depth_limit: int | None = None) -> list[Scored]:
-        """Tokens not sent yet, best first, none at `depth_limit` or deeper.
-
-        Any prefix of the list can be sent: a parent's score is never below its child's, and its serial is smaller.
+        A parent precedes its children: its score is not below theirs and its serial is smaller.
         """
-        found = [
-            scored
-            for scored in self.scored()
-            if not self._tokens[scored.serial].sent and (depth_limit is None or scored.depth < depth_limit)
-        ]
-        return sorted(found, key=lambda scored: (-scored.score, scored.serial))
+        if self._ranking is None:
+            scores = {self.root: (0.0, 0)}
+            for serial, token in self._tokens.items():  # in the order of serials: parents first
+                if serial != self.root:
+                    score, depth = scores[token.parent]
+                    scores[serial] = (score + token.log_probability, depth + 1)
+            keyed = sorted((-score, serial, depth) for serial, (score, depth) in scores.items())
+            self._ranking = [Scored(serial, -cost, depth) for cost, serial, depth in keyed]
+        return self._ranking
 
-    def unexpanded(self, floor: float, depth_limit: int | None = None) -> list[Scored]:
+    def waiting(self, depth_limit: int, most: int | None = None) -> list[Scored]:
+        """Tokens not sent yet, best first, none at `depth_limit` or deeper; any prefix of the list can be sent."""
+        tokens = self._tokens
+        found = (s for s in self.ranking() if not tokens[s.serial].sent and s.depth < depth_limit)
+        return list(islice(found, most))
+
+    def unexpanded(self, floor: float, depth_limit: int, most: int | None = None) -> list[Scored]:
         """Tokens that the drafter was never asked to expand, with a score of at least `floor`, best first."""
-        found = [
-            scored
-            for scored in self.scored()
-            if scored.score >= floor
-            and not self._tokens[scored.serial].expanded
-            and (depth_limit is None or scored.depth < depth_limit)
-        ]
-        return sorted(found, key=lambda scored: (-scored.score, scored.serial))
+        tokens = self._tokens
+        likely = takewhile(lambda scored: scored.score >= floor, self.ranking())
+        found = (s for s in likely if not tokens[s.serial].expanded and s.depth < depth_limit)
+        return list(islice(found, most))
 
     def columns(self, serials: Sequence[int]) -> DraftTokens:
         """The tokens as they travel; `serials` must be in topological order."""

@@ -5,8 +5,9 @@ Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
     bottleneck(n)  seconds between two segments of n tokens in a full pipe: the slowest stage, the slowest link, or
                    the machine whose stages together have most work per core
     round_trip(n)  seconds from sending a segment of n tokens into an empty pipe to its return
-    window         segments in flight that keep the bottleneck busy: round trip / bottleneck, rounded up, and one more
-                   that waits in front of it; at most stages + 2, because more could only queue and grow stale
+    window         segments in flight that keep the bottleneck busy: round trip / bottleneck, rounded up; at most
+                   stages + 2. Not one more: it would wait in front of the bottleneck and be in the way when the next
+                   verdict comes, and the segment that is chosen after that verdict is worth more
     queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
                    forward
 """
@@ -53,7 +54,7 @@ class PipeModel:
     @cached_property
     def window(self) -> int:
         ratio = self.round_trip(TYPICAL_TOKENS) / self.bottleneck(TYPICAL_TOKENS)
-        return max(1, min(ceil(ratio - ROUNDING) + 1, self.stages + 2))
+        return max(1, min(ceil(ratio - ROUNDING), self.stages + 2))
 
     @cached_property
     def queue(self) -> int:

@@ -182,6 +182,17 @@ async def test_nobody_there_is_told_with_address_and_seconds(transport: MemoryTr
     assert "0.05 s" in str(caught.value)
 
 
+async def test_a_coordinator_that_comes_late_is_waited_for_until_the_connect_timeout() -> None:
+    transport, topology = MemoryTransport(), Topology.local(stages=1)
+    client = Client(topology.client_address, transport=transport, silence_timeout=0.01)
+    connecting = asyncio.ensure_future(client.__aenter__())
+    done, _ = await asyncio.wait({connecting}, timeout=0.1)
+    assert not done
+    async with asyncio.timeout(DEADLINE), coordinating(transport, topology, two_chunks):
+        await connecting
+        await client.close()
+
+
 async def test_a_coordinator_that_falls_silent_is_lost_and_the_tokens_are_kept(connect: Connect) -> None:
     async with connect(one_chunk_and_silence, silence_timeout=0.06) as (client, coordinator):
         chunks = aiter(client.stream("hello"))

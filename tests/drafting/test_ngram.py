@@ -38,7 +38,7 @@ def test_a_repeat_is_found_and_longer_matches_are_surer() -> None:
     assert short[5][0][0] == 2
     assert long[8][0][0] == 5
     assert long[8][0][1] > short[5][0][1]
-    assert math.isclose(math.exp(short[5][0][1]), 1 / 3)
+    assert math.isclose(math.exp(short[5][0][1]), 1 / 4)
 
 
 def test_nothing_seen_before_gives_no_children() -> None:
@@ -47,10 +47,10 @@ def test_nothing_seen_before_gives_no_children() -> None:
 
 
 def test_several_followers_come_by_their_counts() -> None:
-    _, children = opened([1, 7, 1, 8, 1, 7, 1])
-    tokens = [token for token, _ in children[6]]
+    _, children = opened([1, 7, 2, 1, 8, 3, 1, 7, 4, 1])
+    tokens = [token for token, _ in children[9]]
     assert tokens == [7, 8]
-    assert sum(math.exp(score) for _, score in children[6]) < 1
+    assert sum(math.exp(score) for _, score in children[9]) < 1
 
 
 def test_a_path_of_drafts_is_matched_too() -> None:
@@ -94,7 +94,7 @@ def test_probabilities_are_what_the_documented_formula_gives(tokens: list[int]) 
         after = [tokens[i + length] for i in range(len(tokens) - length) if tokens[i : i + length] == context]
         if not after:
             break
-        doubt = len(set(after)) + 1
+        doubt = len(set(after)) + 2
         shares = {t: (after.count(t) + doubt * share) / (len(after) + doubt) for t, share in shares.items()}
     expected = sorted((share for share in shares.values() if share > 0), reverse=True)
     found = index.followers(tokens[-LONGEST:], 4)

@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import log
 
 from flowspec.schedule.arbiter import Scheduler
 from flowspec.schedule.events import (
@@ -85,8 +86,6 @@ class Drafter:
         self.salt = salt
 
     def children(self, digest: int) -> tuple[tuple[int, float], ...]:
-        from math import log
-
         chances = self.ranks[mix(digest, self.salt, 1) % len(self.ranks)]
         luck, found = chance(digest, self.salt + 2), []
         for rank, probability in enumerate(chances):
@@ -139,15 +138,16 @@ class Cache:
                 continue
             if parent == NO_PARENT:
                 digest = 0
-            elif parent not in self.rows:
-                continue
-            elif self.frontier is not None and parent == self.frontier[0] and token != self.frontier[1]:
+            elif parent not in self.rows or self._contradicts(parent, token):
                 continue
             else:
                 digest = self.rows[parent].digest
             self.rows[serial] = Row(parent, token, mix(digest, token))
             added.append(serial)
         return added
+
+    def _contradicts(self, parent: int, token: int) -> bool:
+        return self.frontier is not None and parent == self.frontier[0] and token != self.frontier[1]
 
     def living(self, draft: DraftTokens) -> DraftTokens:
         return draft.select([i for i, serial in enumerate(draft.serials) if serial in self.rows])

@@ -141,11 +141,15 @@ async def test_a_client_cannot_send_tensors_or_large_frames(opened: Opened, plai
     receiving = asyncio.create_task(coordinator.clients.receive())
     hostile = plain.socket(zmq.DEALER, connect=opened.topology.client_address)
     await soon(hostile.send_multipart(encode(StatusQuery("with a tensor"), [torch.zeros(4)])))
-    await soon(hostile.send(encode(StatusQuery("x" * 2000))[0]))
     await soon(hostile.send(encode(StatusQuery("small"))[0]))
     _, envelope = await soon(receiving)
     assert envelope.message == StatusQuery("small")
     assert coordinator.clients.statistics().rejected == 1
+    await soon(hostile.send(encode(StatusQuery("x" * 2000))[0]))
+    client = await opened.client(ZeroMQTransport(options))
+    await soon(client.send(StatusQuery("another client's")))
+    _, envelope = await soon(coordinator.clients.receive())
+    assert envelope.message == StatusQuery("another client's")
 
 
 # ---- clients of another version --------------------------------------------------------------------------------------

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import pytest
+
+from flowspec.schedule.events import PipeProfile
+from flowspec.schedule.window import PipeModel
+
+Curve = tuple[tuple[int, float], ...]
+
+
+def flat(seconds: float) -> Curve:
+    return ((1, seconds), (16, seconds))
+
+
+def pipe(*stages: float, link: float = 0.0, cores: int | None = None) -> PipeModel:
+    curves = tuple(flat(seconds) for seconds in stages)
+    shared = ((cores, tuple(range(len(stages))), curves),) if cores else ()
+    return PipeModel(PipeProfile(curves, (link,) * (len(stages) + 1), shared, bool(cores)))
+
+
+@pytest.mark.parametrize(
+    ("model", "window"),
+    [
+        (pipe(0.06, 0.06, 0.06, 0.06), 4),
+        (pipe(0.06, 0.06, 0.06, 0.06, link=0.008), 5),
+        (pipe(0.002, 0.002, 0.002, 0.002, cores=2), 2),
+        (pipe(0.06, 0.06, 0.06, 0.24), 2),
+        (pipe(0.01), 1),
+        (pipe(0.015, 0.015, link=0.5), 3),
+    ],
+    ids=["own cores", "own cores, slow links", "shared cores", "one slow stage", "one stage", "links only"],
+)
+def test_the_window_is_what_keeps_the_bottleneck_busy(model: PipeModel, window: int) -> None:
+    assert model.window == window
+
+
+def test_the_window_never_exceeds_stages_and_two() -> None:
+    assert pipe(0.015, 0.015, 0.015, 0.015, link=0.014).window == 6
+
+
+def test_stages_that_share_cores_are_as_slow_as_their_work_together() -> None:
+    assert pipe(0.002, 0.002, 0.002, 0.002, cores=2).bottleneck(8) == pytest.approx(0.004)
+    assert pipe(0.002, 0.002, 0.002, 0.002).bottleneck(8) == pytest.approx(0.002)
+
+
+def test_a_slow_link_is_a_bottleneck_too() -> None:
+    assert pipe(0.002, 0.002, link=0.01).bottleneck(8) == pytest.approx(0.01)
+
+
+def test_nodes_with_a_core_each_do_not_contend() -> None:
+    assert not pipe(0.002, 0.002).contended
+    assert not pipe(0.002, 0.002, cores=3).contended
+    assert pipe(0.002, 0.002, cores=2).contended
+
+
+def test_two_segments_queue_at_stage_one_only_when_credit_takes_longer_than_a_forward() -> None:
+    assert pipe(0.06, link=0.002).queue == 1
+    assert pipe(0.06, link=0.04).queue == 2
+
+
+def test_prompts_go_in_chunks_that_keep_all_stages_busy() -> None:
+    curve = tuple((n, 0.01 + 0.001 * n) for n in (1, 16, 64, 128))
+    steep = PipeModel(PipeProfile((curve,) * 4))
+    assert steep.prefill_chunk(1000) in (32, 64)
+    assert PipeModel(PipeProfile((flat(0.01),) * 4)).prefill_chunk(1000) == 128
