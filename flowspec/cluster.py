@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from flowspec.client import Client
 from flowspec.errors import ConfigurationError, FlowspecError, PeerTimeout, PipelineError
-from flowspec.forking import NodeProcess, start_fork_server
+from flowspec.forking import NodeProcess, fork_server_ready, start_fork_server
 from flowspec.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -86,9 +86,12 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         refuse_foreign(self.topology)
         self._failed = asyncio.get_running_loop().create_future()
+        names = (self.topology.draft_node.name, *(stage.name for stage in self.topology.stages))
+        for name in names:
+            self._progress(NodeProgress(name, "starting"))
+        await fork_server_ready()
         try:
-            for name in (self.topology.draft_node.name, *(stage.name for stage in self.topology.stages)):
-                self._progress(NodeProgress(name, "starting"))
+            for name in names:
                 self._nodes[name] = NodeProcess(
                     self.topology, name, debug=self._debug, heard=self._heard, ended=self._ended
                 )

@@ -11,8 +11,9 @@ import json
 import multiprocessing
 import signal
 import sys
+import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
@@ -39,7 +40,7 @@ def start_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _be_node(topology: Topology, name: str, connection: Connection, debug: bool) -> None:
+def _be_node(topology: Topology, name: str, connection: Connection, debug: bool, _: object) -> None:
     """Main function of a forked process; the import is the server's, done long ago."""
     try:
         from flowspec.roles.process import run_under_parent
@@ -52,7 +53,8 @@ def _be_node(topology: Topology, name: str, connection: Connection, debug: bool)
 class NodeProcess:
     """One node: its process and its line. Calls `heard` with what it says, and `ended` once when it is gone.
 
-    `gone` is set, and `last_words` and `exit_code` are final, when `ended` is called. Must be made in a running loop.
+    `gone` is set, and `last_words` and `exit_code` are final, when `ended` is called. Must be made in a running loop,
+    when the fork server is ready.
     """
 
     def __init__(
@@ -72,11 +74,8 @@ class NodeProcess:
         self._ended = ended
         self._loop = asyncio.get_running_loop()
         self._line, theirs = multiprocessing.Pipe()
-        context = multiprocessing.get_context("forkserver")
-        self._process = context.Process(target=_be_node, args=(topology, name, theirs, debug), name=name, daemon=True)
         try:
-            with _nameless_main():
-                self._process.start()
+            self._process = _start(_be_node, name, topology, name, theirs, debug)
         except BaseException:
             self._line.close()
             raise
@@ -138,15 +137,60 @@ class NodeProcess:
         self._ended(self)
 
 
-@contextlib.contextmanager
-def _nameless_main() -> Iterator[None]:
-    """While a process starts: nodes need nothing of the program's main module, so it is not imported into them.
+class _HiddenMain:
+    """Hides the program's main module from a process that is about to start: nodes need nothing of it.
 
-    That saves its imports, and a program without `if __name__ == "__main__"` does not run again in every node.
+    That saves its imports, and a program without `if __name__ == "__main__"` does not run again in every node. It is
+    among the arguments of the process, which are pickled after multiprocessing has looked at the main module: then the
+    module is put back at once, because starting may go on to wait for the server.
     """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
+
+    def __init__(self) -> None:
+        self._main = sys.modules["__main__"]
+        sys.modules["__main__"] = types.ModuleType("__main__")
+
+    def put_back(self) -> None:
+        sys.modules["__main__"] = self._main
+
+    def __reduce__(self) -> tuple[type[object], tuple[()]]:
+        self.put_back()
+        return object, ()
+
+
+def _start(target: Callable[..., None], name: str, *arguments: object) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    hidden = _HiddenMain()
+    process = context.Process(target=target, args=(*arguments, hidden), name=name, daemon=True)
     try:
-        yield
+        process.start()
     finally:
-        sys.modules["__main__"] = main
+        hidden.put_back()
+    return process
+
+
+def _be_nothing(_: object) -> None:
+    """Main function of the process that shows that the server is ready."""
+
+
+async def fork_server_ready() -> None:
+    """Wait until the server has imported everything; before that, starting a process would block the event loop."""
+    loop = asyncio.get_running_loop()
+    shown: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if not shown.done():
+            shown.set_exception(error) if error else shown.set_result(None)
+
+    def show() -> None:
+        error: Exception | None = None
+        try:
+            _start(_be_nothing, "flowspec: ready").join()
+        except Exception as caught:
+            error = PipelineError(f"the fork server of the local nodes has failed: {type(caught).__name__}: {caught}")
+        # The loop may be gone: whoever waited was cancelled.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(settle, error)
+
+    # Not a thread of the loop's executor: a program that is interrupted must not wait for it.
+    threading.Thread(target=show, name="flowspec: fork server", daemon=True).start()
+    await shown

@@ -12,6 +12,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import log
 
 from flowspec.schedule.arbiter import Scheduler
@@ -66,7 +67,8 @@ class Target:
         return mix(digest, self.salt) % self.vocabulary
 
     def decode(self, prompt: tuple[int, ...], limit: int, eos: frozenset[int] = frozenset()) -> list[int]:
-        digest, output = digest_of(prompt), []
+        digest = digest_of(prompt)
+        output: list[int] = []
         while len(output) < limit and not (output and output[-1] in eos):
             output.append(self.next(digest))
             digest = mix(digest, output[-1])
@@ -87,7 +89,8 @@ class Drafter:
 
     def children(self, digest: int) -> tuple[tuple[int, float], ...]:
         chances = self.ranks[mix(digest, self.salt, 1) % len(self.ranks)]
-        luck, found = chance(digest, self.salt + 2), []
+        luck = chance(digest, self.salt + 2)
+        found: list[tuple[int, float]] = []
         for rank, probability in enumerate(chances):
             right = 0.0 <= luck < probability
             luck -= probability
@@ -485,7 +488,7 @@ class FakePipe:
         for stage in self.stages[:-1]:
             if self.dice.random() >= self.verdict_loss:
                 delay = self.timing.message * self.factor()
-                self.at(self.now + delay, lambda stage=stage: stage.hear(session, epoch, frontier, token))
+                self.at(self.now + delay, partial(stage.hear, session, epoch, frontier, token))
 
     def return_taken(self, ticket: int) -> None:
         self.in_order("return 0", self.timing.message, lambda: self.tell(SegmentTaken(ticket)))

@@ -1,4 +1,4 @@
-"""On a virtual clock, with a synthetic drafter that is right at once for 65 % of the tokens: what the schedule is worth."""
+"""On a virtual clock, with a drafter whose first guess is right for 65 % of the tokens: what the schedule is worth."""
 
 from __future__ import annotations
 
