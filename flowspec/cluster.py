@@ -109,16 +109,19 @@ class LocalCluster:
     async def wait(self) -> None:
         """Return when every node has ended; raises the error of one that died."""
         assert self._failed is not None, "the cluster was not started"
-        gone = [asyncio.ensure_future(node.gone.wait()) for node in self._nodes.values()]
-        everyone = asyncio.gather(*gone)
+        everyone = asyncio.ensure_future(self._all_gone())
         first: set[asyncio.Future[Any]] = {everyone, self._failed}
         try:
             await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
         finally:
             everyone.cancel()
-            await asyncio.gather(*gone, return_exceptions=True)
+            await asyncio.gather(everyone, return_exceptions=True)
         if self._failed.done():
             self._failed.result()
+
+    async def _all_gone(self) -> None:
+        for node in self._nodes.values():
+            await node.gone.wait()
 
     def drain(self) -> None:
         """Let the live sessions end, then stop everything: the draft node first, the stages when it is gone."""

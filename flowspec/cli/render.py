@@ -37,7 +37,7 @@ class Readiness:
 
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
+                BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
                 TextColumn("{task.fields[state]}"),
                 console=self._console,
                 transient=True,

@@ -32,7 +32,7 @@ The Python standard library's own sources (CPython {model[python]}, test suite i
 over 400 KB left out), under the Python Software Foundation License. The files are split by a fixed hash of their paths:
 4 % held out, 2 % for validation, the rest for training; the tokenizer saw the training files only. The draft was
 distilled from the target's full distributions (forward Kullback-Leibler divergence) on the same training files and on
-{distilled[sampled_tokens]:,} tokens of the target's own completions of their beginnings.
+{distilled[sampled_tokens]:,} tokens of the target's own completions. {notes}
 
 ## Commands
 
@@ -100,6 +100,7 @@ class Card:
             distilled=training["draft"],
             agreement="\n".join(rows),
             positions=positions,
+            notes=" ".join(note for facts in (training["target"], training["draft"]) if (note := facts["note"])),
         )
 
 

@@ -28,11 +28,13 @@ from flowspec.demo.report import write_report
 from flowspec.demo.sampling import sampled_files
 from flowspec.demo.schedule import Schedule
 from flowspec.demo.storage import export, load_checkpoint, load_model
-from flowspec.demo.tokenizer import MAX_LENGTH, load_tokenizer, train_tokenizer
+from flowspec.demo.tokenizer import load_tokenizer, train_tokenizer
 
 VALIDATION_TOKENS: Final = 49_152
 SAMPLING_TEMPERATURE: Final = 0.8
 SAMPLING_BATCH: Final = 256
+SAMPLE_PROMPT: Final = 64
+SAMPLE_LENGTH: Final = 448
 REPORT_WINDOWS: Final = 512
 
 
@@ -49,7 +51,7 @@ def run_target(options: argparse.Namespace) -> Totals:
     print(f"target: {parameter_count(model)} parameters", flush=True)
     files = encode_sources(tokenizer, collect(options.corpus), "train")
     totals = _train(model, next_token_loss(model), tokenizer, options, "target", files)
-    export(model, tokenizer, options.target, _facts(totals))
+    export(model, tokenizer, options.target, _facts(totals, options))
     return totals
 
 
@@ -63,7 +65,7 @@ def run_draft(options: argparse.Namespace) -> Totals:
     own = _own_text(target, files, options)
     totals = _train(draft, distillation_loss(draft, target), tokenizer, options, "draft", files + own)
     sampled_tokens = sum(len(file.tokens) for file in own)
-    export(draft, tokenizer, options.draft, {**_facts(totals), "sampled_tokens": sampled_tokens})
+    export(draft, tokenizer, options.draft, {**_facts(totals, options), "sampled_tokens": sampled_tokens})
     return totals
 
 
@@ -75,7 +77,7 @@ def run_snapshot(options: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(options.target)
     model = new_model(target_config(vocab_size=len(tokenizer)), options.seed)
     model.load_state_dict(state["model"])
-    export(model, tokenizer, options.out, _facts(Totals(*state["totals"])))
+    export(model, tokenizer, options.out, _facts(Totals(*state["totals"]), options))
 
 
 def run_all(options: argparse.Namespace) -> None:
@@ -86,18 +88,18 @@ def run_all(options: argparse.Namespace) -> None:
     write_report(options.target, options.draft, options.corpus, REPORT_WINDOWS, options.target / "README.md")
 
 
-def _facts(totals: Totals) -> dict[str, Any]:
-    return {"steps": totals.steps, "tokens": totals.tokens, "python": platform.python_version()}
+def _facts(totals: Totals, options: argparse.Namespace) -> dict[str, Any]:
+    python = platform.python_version()
+    return {"steps": totals.steps, "tokens": totals.tokens, "python": python, "note": options.note}
 
 
 def _own_text(target: Any, files: list[TokenFile], options: argparse.Namespace) -> list[TokenFile]:
     """The target's own completions, which the draft will meet in use more often than library text."""
     if not options.samples:
         return []
-    length = min(options.length, MAX_LENGTH)
-    prompts = fixed_windows(files, length // 8 - 1, options.samples).to(options.device)
+    prompts = fixed_windows(files, SAMPLE_PROMPT - 1, options.samples).to(options.device)
     started = time.time()
-    own = sampled_files(target, prompts, length - length // 8, SAMPLING_TEMPERATURE, SAMPLING_BATCH)
+    own = sampled_files(target, prompts, SAMPLE_LENGTH, SAMPLING_TEMPERATURE, SAMPLING_BATCH)
     print(f"sampled {len(own)} windows in {time.time() - started:.0f} s", flush=True)
     return own
 
@@ -131,7 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--length", type=int, default=512, help="tokens in a window")
     common.add_argument("--long-length", type=int, default=2048, help="tokens in a window in the last part")
     common.add_argument("--cooldown", type=float, default=0.4, help="the share of the time in which the rate falls")
-    common.add_argument("--samples", type=int, default=1024, help="own completions of the target to distil on")
+    common.add_argument("--samples", type=int, default=0, help="own completions of the target to distil on as well")
+    common.add_argument("--note", default="", help="a sentence for the model card on how this run was special")
     common.add_argument("--seed", type=int, default=0)
     common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     common.add_argument("--compile", action=argparse.BooleanOptionalAction, default=shutil.which("c++") is not None)

@@ -83,7 +83,9 @@ class Coordinator(Node):
     ) -> None:
         super().__init__(topology.draft_node.name, close_deadline=topology.timeouts.close)
         self.topology = topology
-        import os; self.scheduler = Scheduler(settings=eval(os.environ.get("FS_SETTINGS","None")))  # TEMPORARY
+        import os
+
+        self.scheduler = Scheduler(settings=eval(os.environ.get("FS_SETTINGS", "None")))  # TEMPORARY
         self._transport = transport
         self._progress = progress or (lambda *_: None)
         self._compute: ComputeThread | None = None

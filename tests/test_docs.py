@@ -1,0 +1,82 @@
+"""The documentation holds: its examples run as printed, and the page of files names every file there is."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flowspec.topology import Topology
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+SECONDS = 120.0
+"""After which an example counts as hung."""
+
+
+def blocks(language: str) -> list[str]:
+    """Fenced code blocks of the README, their indentation in a list taken away."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", README, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
+
+
+def commands(word: str) -> list[str]:
+    lines = [line[2:] for block in blocks("console") for line in block.splitlines() if line.startswith("$ ")]
+    return [line for line in lines if line.startswith(word)]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "80"}
+    return subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+
+
+def test_the_readme_shows_commands_programs_and_a_topology() -> None:
+    assert len(commands("flowspec generate")) == 3
+    assert len(blocks("python")) == 2
+    assert len(blocks("yaml")) == 1
+
+
+@pytest.mark.parametrize("command", [line for line in commands("flowspec generate") if "path/to" not in line])
+def test_the_commands_of_the_readme_run_as_printed(command: str) -> None:
+    result = run(sys.executable, "-m", "flowspec.cli.main", *shlex.split(command)[1:])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+    assert "Traceback" not in result.stderr
+
+
+def test_the_program_of_the_readme_runs_as_printed() -> None:
+    program = blocks("python")[0]
+    result = run(sys.executable, "-c", program)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) > 1
+
+
+def test_the_other_python_of_the_readme_is_python() -> None:
+    ast.parse(f"async def example() -> None:\n{re.sub('^', '    ', blocks('python')[1], flags=re.MULTILINE)}")
+
+
+def test_the_topology_of_the_readme_loads(tmp_path: Path) -> None:
+    file = tmp_path / "topology.yaml"
+    file.write_text(blocks("yaml")[0])
+    topology = Topology.load(file)
+    assert [topology.layer_range(stage.name) for stage in topology.stages] == [(0, 14), (14, 28)]
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    missing = [link for link in re.findall(r"\]\(([^)h][^)]*)\)", README) if not (ROOT / link).exists()]
+    assert not missing
+
+
+def test_the_architecture_page_names_every_module() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    modules = [path for folder in ("flowspec", "nodes") for path in (ROOT / folder).rglob("*.py")]
+    absent = [str(path) for path in modules if path.name != "__init__.py" and f"`{path.name}`" not in page]
+    assert not absent
