@@ -56,7 +56,7 @@ class Continuous:
                 self.growth.lost, self.growth.out = True, None
             case SessionReady():
                 pass
-        return [*commands, *self.growth.ask(self._cap(room))]
+        return [*commands, *self.growth.ask(self._cap(room), room.pipe.round_trip(1))]
 
     def _cap(self, room: Room) -> int:
         return max(2, self.settings.tree // room.sessions)
@@ -88,7 +88,7 @@ class Continuous:
         best, best_rate, gain = 1, 0.0, 0.0
         for size, chance in enumerate(chances, start=1):
             gain += chance
-            rate = gain / (room.pipe.bottleneck(size) + self.settings.overhead_seconds + delay)
+            rate = gain / (room.pipe.segment(size) + self.settings.overhead_seconds + delay)
             if rate > best_rate:
                 best, best_rate = size, rate
         return best, best_rate

@@ -24,6 +24,10 @@ class GrowthSettings:
     """Most tokens that one step expands."""
     floor: float = 0.005
     """Probability, from the root, below which a token is not expanded."""
+    gain: float = 0.5
+    """A step is asked for when the tokens that it may gain would take longer than this many steps without drafts."""
+    trust_smoothing: float = 0.03
+    """Weight of the newest accepted token in the running means that tell how far to trust the drafter's scores."""
     pool: int = 128
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
     is, and the drafter is never asked twice for the same children."""
@@ -46,6 +50,9 @@ class Growth:
         """Smoothed duration of a step; None before the first that was not a prefill."""
         self.hit = 0.6
         """Smoothed probability of an expanded token's best child."""
+        self._promised = self._kept = 1.0
+        """Smoothed probability that the drafter gave to the children of an accepted token, and how often one of them
+        was the next token indeed."""
         self.restart()
 
     def restart(self) -> None:
@@ -59,24 +66,35 @@ class Growth:
         self._given: tuple[int, int] | None = None
         """The deepest accepted token that it has been given, and the accepted token after it."""
 
+    @property
+    def trust(self) -> float:
+        """Factor on the probability of each guess, at most 1: a drafter that is often wrong says so too rarely."""
+        return max(0.05, min(1.0, self._kept / self._promised))
+
     def follow(self, moved: Reroot) -> None:
         """A verdict moved the root."""
         after = (*moved.passed[1:], moved.root)
         for accepted, successor in zip(moved.passed, after, strict=True):
+            if accepted.promised > 0.0:
+                guessed = not (moved.created and successor is moved.root)
+                weight = self.settings.trust_smoothing
+                self._promised += weight * (accepted.promised - self._promised)
+                self._kept += weight * (guessed - self._kept)
             if accepted.given:
                 self._given = (accepted.serial, successor.token)
             else:
                 self._owed.append((accepted.serial, accepted.parent, accepted.token))
 
-    def ask(self, cap: int) -> list[GrowTree]:
+    def ask(self, cap: int, plain_seconds: float = float("inf")) -> list[GrowTree]:
         """The next step, if one is due: none is out, and something is worth expanding.
 
         `cap` is the number of live tokens that may be sent: nothing is asked for that would not be among the best.
+        `plain_seconds` is what a token takes without drafts: a step that gains less than it costs is not asked for.
         """
         session = self.session
         if self.lost or self.out is not None or not session.active:
             return []
-        chosen = self._choose(cap)
+        chosen = self._choose(cap, plain_seconds)
         if not chosen:
             return []
         tree = session.tree
@@ -104,7 +122,7 @@ class Growth:
         self._reading = len(rows)
         return [command]
 
-    def _choose(self, cap: int) -> list[int]:
+    def _choose(self, cap: int, plain_seconds: float) -> list[int]:
         tree, settings = self.session.tree, self.settings
         # A child at depth `remaining` could not matter any more, so its parent need not be expanded.
         best = tree.unexpanded(log(settings.floor), self.session.remaining - 1, settings.expand)
@@ -113,6 +131,10 @@ class Growth:
         if len(waiting) == ahead:
             bar = waiting[-1].score - log(self.hit)
             best = [scored for scored in best if scored.score > bar]
+        gained = sum(exp(scored.score) for scored in best) * self.hit
+        certain = best and best[0].serial == tree.root
+        if not certain and gained * plain_seconds < settings.gain * (self.step_seconds or 0.0):
+            return []
         return sorted(scored.serial for scored in best)
 
     def merge(self, event: TreeGrown) -> None:
@@ -124,10 +146,15 @@ class Growth:
         if self._reading <= self.settings.typical_tokens:
             before = event.seconds if self.step_seconds is None else self.step_seconds
             self.step_seconds = before + weight * (event.seconds - before)
+        doubt = log(self.trust)
         for parent, children in event.children:
-            if children:
-                self.hit += self.settings.hit_smoothing * (exp(min(0.0, max(p for _, p in children))) - self.hit)
-            tree.merge(parent, children)
+            if not children:
+                continue
+            best = exp(min(0.0, max(score for _, score in children) + doubt))
+            self.hit += self.settings.hit_smoothing * (best - self.hit)
+            if parent in tree:
+                tree[parent].promised = min(1.0, sum(exp(min(0.0, score)) for _, score in children))
+                tree.merge(parent, [(token, score + doubt) for token, score in children])
         tree.trim(self.settings.pool)
 
     def promise(self) -> tuple[list[float], float] | None:

@@ -30,6 +30,8 @@ class DraftToken:
     """The drafter has been given it."""
     expanded: bool = False
     """The drafter has been asked for its children."""
+    promised: float = 0.0
+    """Probability that the drafter gave to all its children together; 0 before it has answered."""
     children: dict[int, int] = field(default_factory=dict)
     """Serials of the children by vocabulary id."""
 

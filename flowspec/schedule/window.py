@@ -5,9 +5,12 @@ Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
     bottleneck(n)  seconds between two segments of n tokens in a full pipe: the slowest stage, the slowest link, or
                    the machine whose stages together have most work per core
     round_trip(n)  seconds from sending a segment of n tokens into an empty pipe to its return
+    contended      the work of nodes that share a machine's cores, not a stage's own time, is what limits the pipe
     window         segments in flight that keep the bottleneck busy: round trip / bottleneck, rounded up; at most
                    stages + 2. Not one more: it would wait in front of the bottleneck and be in the way when the next
-                   verdict comes, and the segment that is chosen after that verdict is worth more
+                   verdict comes, and the segment that is chosen after that verdict is worth more. In a contended
+                   pipe at most as many as there are cores beside the drafter's: more would slow each other down
+    segment(n)     seconds that a segment of n tokens costs when the window is full: what it must be worth
     queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
                    forward
 """
@@ -35,6 +38,7 @@ class PipeModel:
         self.profile = profile
         self.stages = len(profile.stages)
         self.bottleneck = lru_cache(maxsize=256)(self._bottleneck)
+        self.segment = lru_cache(maxsize=256)(self._segment)
 
     def _bottleneck(self, tokens: int) -> float:
         profile = self.profile
@@ -46,15 +50,33 @@ class PipeModel:
     def round_trip(self, tokens: int) -> float:
         return sum(self.profile.stage_time(i, tokens) for i in range(self.stages)) + sum(self.profile.links)
 
+    def _segment(self, tokens: int) -> float:
+        return max(self.bottleneck(tokens), self.round_trip(tokens) / self.window)
+
     @cached_property
+    def _scarce_cores(self) -> int | None:
+        """Cores of the machine whose nodes take work from each other; None when no machine limits the pipe."""
+        own = max(self.profile.slowest(TYPICAL_TOKENS), *self.profile.links, 1e-9)
+        scarce = []
+        for cores, stages, curves in self.profile.shared:
+            work = sum(interpolate(curve, TYPICAL_TOKENS) for curve in curves)
+            # The drafter counts as one more stage: its steps take about as long, and run at the same time.
+            drafting = work / len(stages) if self.profile.drafter_shares else 0.0
+            if (work + drafting) / max(1, cores) > own:
+                scarce.append(cores)
+        return min(scarce, default=None)
+
+    @property
     def contended(self) -> bool:
-        """Some machine has more nodes than cores: a segment's work is taken from another's."""
-        return any(cores < len(stages) + self.profile.drafter_shares for cores, stages, _ in self.profile.shared)
+        return self._scarce_cores is not None
 
     @cached_property
     def window(self) -> int:
         ratio = self.round_trip(TYPICAL_TOKENS) / self.bottleneck(TYPICAL_TOKENS)
-        return max(1, min(ceil(ratio - ROUNDING), self.stages + 2))
+        most = self.stages + 2
+        if self._scarce_cores is not None:
+            most = min(most, max(1, self._scarce_cores - self.profile.drafter_shares))
+        return max(1, min(ceil(ratio - ROUNDING), most))
 
     @cached_property
     def queue(self) -> int:

@@ -45,9 +45,13 @@ async def test_a_restarted_stage_makes_the_pipe_ready_again(model: Path) -> None
 async def test_a_stage_lost_in_a_stream_ends_it_with_its_name_and_the_tokens_so_far(model: Path) -> None:
     async with pipeline(model, 3, drafter="ngram", timeouts=QUICK) as running:
         stream = running.client.stream(prompt_token_ids=PROMPT, max_new_tokens=400, ignore_eos=True)
-        with pytest.raises(PipelineError, match="stage-2") as caught:
+
+        async def close_the_stage_when_tokens_come() -> None:
             async for _ in stream:
                 await running.stages[1].close()
+
+        with pytest.raises(PipelineError, match="stage-2") as caught:
+            await close_the_stage_when_tokens_come()
         assert caught.value.partial is not None
         written = list(caught.value.partial.token_ids)
         assert written == alone(model, PROMPT, len(written))

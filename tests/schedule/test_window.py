@@ -23,12 +23,21 @@ def pipe(*stages: float, link: float = 0.0, cores: int | None = None) -> PipeMod
     [
         (pipe(0.06, 0.06, 0.06, 0.06), 4),
         (pipe(0.06, 0.06, 0.06, 0.06, link=0.008), 5),
-        (pipe(0.002, 0.002, 0.002, 0.002, cores=2), 2),
+        (pipe(0.002, 0.002, 0.002, 0.002, cores=2), 1),
+        (pipe(0.002, 0.002, 0.002, 0.002, cores=3), 2),
         (pipe(0.06, 0.06, 0.06, 0.24), 2),
         (pipe(0.01), 1),
         (pipe(0.015, 0.015, link=0.5), 3),
     ],
-    ids=["own cores", "own cores, slow links", "shared cores", "one slow stage", "one stage", "links only"],
+    ids=[
+        "own cores",
+        "own cores, slow links",
+        "shared cores",
+        "more shared cores",
+        "one slow stage",
+        "one stage",
+        "links only",
+    ],
 )
 def test_the_window_is_what_keeps_the_bottleneck_busy(model: PipeModel, window: int) -> None:
     assert model.window == window
