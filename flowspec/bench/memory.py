@@ -1,9 +1,9 @@
-"""What a stage holds in memory, beside its weights: PSS of a process before and after it loads a block.
+"""What a stage holds in memory, beside its weights and cache: `python -m flowspec.bench.memory [DIRECTORY]`.
 
-    python -m flowspec.bench.memory [DIRECTORY]
-
-Without a directory, a Llama checkpoint of about 1.1 GB is made in a temporary one. The process that is measured has
-imported everything before, so the difference is the stage's own.
+A process that has imported everything loads the layers of one stage of four and fills a cache, as a session would; its
+PSS after that, less its PSS before, is the stage's own. First, middle and tail stage, float32 files in float32 and
+bfloat16 files in bfloat16 and float32. Without a directory, Llama checkpoints of about 1.1 GB are made in a temporary
+one. Linux only.
 """
 
 from __future__ import annotations
@@ -13,120 +13,154 @@ import json
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowspec.errors import PipelineError
 
 STAGES = 4
+CASES = (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"))
+"""Stored as, computed in."""
+MEASURED_STAGES = (0, 1, STAGES - 1)
 CONTEXT_ROWS = 512
 SEGMENT_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class StageMemory:
-    """Bytes. `grown` is what the process takes after loading and computing, less what it took after its imports."""
+    """Bytes of one stage in a process of its own."""
 
-    model: int
+    stage: str
+    stored: str
+    dtype: str
     weights: int
     cache: int
-    imports: int
     grown: int
+    """PSS after loading and computing, less PSS after the imports."""
+    peak: int
+    """The same for the most that was resident at once; pages of the files, which the system may drop, included."""
 
     @property
     def ratio(self) -> float:
         """`grown` over weights plus cache."""
         return self.grown / (self.weights + self.cache)
 
+    def __str__(self) -> str:
+        return (
+            f"{self.stage:8} {self.stored:>9} in {self.dtype:9}{self.weights / 1e6:8.0f}{self.cache / 1e6:7.1f}"
+            f"{self.grown / 1e6:8.0f}{self.peak / 1e6:8.0f}{self.ratio:8.2f}"
+        )
 
-def measure_memory(model: Path | None = None, *, index: int = 1) -> StageMemory:
-    """Measure stage `index` of four, in a process of its own."""
+
+HEADING = f"{'stage':8} {'stored':>9}    {'dtype':9}{'weights':>8}{'cache':>7}{'grown':>8}{'peak':>8}{'ratio':>8}"
+
+
+def measure_memory(model: Path | None = None) -> list[StageMemory]:
+    """All cases; a `model` that is given is measured in float32 only."""
+    if model is not None:
+        return [_measure(model, index, "float32") for index in MEASURED_STAGES]
+    found = []
     with tempfile.TemporaryDirectory(prefix="flowspec-memory-") as scratch:
-        if model is None:
-            model = Path(scratch)
-            subprocess.run([sys.executable, "-m", "flowspec.bench.memory", "--make", str(model)], check=True)
-        command = [sys.executable, "-m", "flowspec.bench.memory", "--stage", str(index), str(model)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        for stored in sorted({stored for stored, _ in CASES}):
+            folder = Path(scratch, stored)
+            _call("--make", stored, str(folder))
+            for dtype in [dtype for case, dtype in CASES if case == stored]:
+                found += [_measure(folder, index, dtype) for index in MEASURED_STAGES]
+    return found
+
+
+def _measure(model: Path, index: int, dtype: str) -> StageMemory:
+    return StageMemory(**json.loads(_call("--stage", str(index), "--dtype", dtype, str(model)).splitlines()[-1]))
+
+
+def _call(*arguments: str) -> str:
+    """This module in a process of its own; what it printed."""
+    command = [sys.executable, "-m", "flowspec.bench.memory", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise PipelineError(f"the measured process ended with exit code {done.returncode}\n{done.stderr}")
-    return StageMemory(**json.loads(done.stdout.splitlines()[-1]))
+    return done.stdout
 
 
-def make_checkpoint(folder: Path) -> None:
-    """A random Llama checkpoint of about 1.1 GB in float32."""
+def make_checkpoint(folder: Path, dtype: str) -> None:
+    """A random Llama checkpoint of about 1.1 GB."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
         vocab_size=16_000,
         hidden_size=1024,
         intermediate_size=3584,
-        num_hidden_layers=20,
+        num_hidden_layers=20 if dtype == "float32" else 40,
         num_attention_heads=16,
         num_key_value_heads=4,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="200MB")
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder, max_shard_size="200MB")
 
 
-def proportional_set_size() -> int:
-    """Bytes of this process, pages that it shares divided by their users (Linux)."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise PipelineError("this system does not tell the memory of a process")
+def resident(field: str, process: int | str = "self") -> int:
+    """Bytes of a process: "Pss" (pages that it shares divided by their users), "VmHWM" (the most at once), ..."""
+    for file in ("smaps_rollup", "status"):
+        for line in Path("/proc", str(process), file).read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) * 1024
+    raise PipelineError(f"this system does not tell {field} of a process")
 
 
-def _be_stage(model: Path, index: int) -> StageMemory:
+def _be_stage(model: Path, index: int, dtype: str) -> StageMemory:
     """Load, then fill a cache of `CONTEXT_ROWS` rows by segments, as a session would."""
     import torch
 
     import flowspec.roles.preload
     from flowspec.model.block import LayerBlock
-    from flowspec.model.layout import block_bytes
     from flowspec.model.weights import Checkpoint
     from flowspec.wire.messages import NO_PARENT, DraftTokens
 
     assert flowspec.roles.preload is not None
+    torch.set_num_threads(1)
     checkpoint = Checkpoint(model)
     layers = checkpoint.split_layers(STAGES)[index]
     assert checkpoint.config is not None
-    imports = proportional_set_size()
-    block = LayerBlock.load(checkpoint, layers.start, layers.stop)
+    before, resident_before = resident("Pss"), resident("VmRSS")
+    block = LayerBlock.load(checkpoint, layers.start, layers.stop, dtype=dtype)
     cache = block.new_cache(CONTEXT_ROWS)
     for start in range(0, CONTEXT_ROWS, SEGMENT_ROWS):
         serials = tuple(range(start, start + SEGMENT_ROWS))
         parents = tuple(serial - 1 if serial else NO_PARENT for serial in serials)
         batch = cache.begin(DraftTokens(serials, parents, (0,) * SEGMENT_ROWS))
-        block.forward(torch.randn(SEGMENT_ROWS, block.hidden_size), cache, batch)
+        inputs = torch.tensor(serials) if block.is_first else torch.randn(SEGMENT_ROWS, block.hidden_size)
+        hidden = block.forward(inputs, cache, batch)
+        if block.is_tail and hidden is not None:
+            block.logits(hidden[-1:])
         cache.commit(serials[-1])
-    whole = block_bytes(checkpoint, 0, checkpoint.layer_count, "float32")
     return StageMemory(
-        model=whole.weights,
+        stage="first" if block.is_first else "tail" if block.is_tail else "middle",
+        stored=str(checkpoint.stored(checkpoint.names(layers.start, layers.stop)[0]).dtype),
+        dtype=dtype,
         weights=block.weight_bytes,
         cache=CONTEXT_ROWS * block.row_bytes,
-        imports=imports,
-        grown=proportional_set_size() - imports,
+        grown=resident("Pss") - before,
+        peak=resident("VmHWM") - resident_before,
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the memory of one stage.")
+    parser = argparse.ArgumentParser(description="Measure the memory of single stages.")
     parser.add_argument("model", nargs="?", type=Path)
-    parser.add_argument("--make", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.make:
-        make_checkpoint(given.make)
-        return
-    if given.stage is not None:
-        found = _be_stage(given.model, given.stage)
-        print(json.dumps({name: getattr(found, name) for name in StageMemory.__slots__}))
-        return
-    found = measure_memory(given.model)
-    print(f"{found}, {found.ratio:.2f} x (weights + cache)")
+        make_checkpoint(given.model, given.make)
+    elif given.stage is not None:
+        print(json.dumps(asdict(_be_stage(given.model, given.stage, given.dtype))))
+    else:
+        print("megabytes; ratio = grown / (weights + cache)", HEADING, *measure_memory(given.model), sep="\n")
 
 
 if __name__ == "__main__":

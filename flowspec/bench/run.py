@@ -115,11 +115,12 @@ def measure_all(
         Row("top-p of 128,000, a verdict", f"{sampling['sharp']:.2f} ms", "at most 2 ms", sampling["sharp"] <= 2),
         Row("bookkeeping of a segment", f"{bookkeeping:.2f} ms", "under 0.5 ms", bookkeeping < 0.5),
     ]
-    tell("memory of a stage ...")
+    tell("memory of stages ...")
     memory = measure_memory(MODEL_DIR if quick else None)
     if not quick:
-        figure = f"{memory.ratio:.2f} x {(memory.weights + memory.cache) / 1e6:.0f} MB"
-        rows.append(Row("stage memory, weights + cache", figure, "at most 1.3 x", memory.ratio <= 1.3))
+        worst = max(memory, key=lambda found: found.ratio)
+        figure = f"{worst.ratio:.2f} x {(worst.weights + worst.cache) / 1e6:.0f} MB"
+        rows.append(Row("stage memory, weights + cache", figure, "at most 1.3 x", worst.ratio <= 1.3))
     values = {
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()},
         "quick": quick,
@@ -129,7 +130,7 @@ def measure_all(
         "hop": asdict(hop),
         "sampling_ms": sampling,
         "bookkeeping_ms": bookkeeping,
-        "memory": asdict(memory) | {"ratio": memory.ratio},
+        "memory": [asdict(found) | {"ratio": found.ratio} for found in memory],
         "table": [asdict(row) for row in rows],
     }
     return values, rows
