@@ -41,7 +41,9 @@ class Holdings:
     @classmethod
     def of(cls, process: int) -> Holdings:
         folder = Path("/proc", str(process))
-        return cls(resident("VmRSS", process), len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir())))
+        return cls(
+            resident("VmRSS", process), len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir()))
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,7 @@ class Change:
     def steady(self) -> bool:
         limit = max(STEADY_BYTES, STEADY_SHARE * self.before.memory)
         return (
-            self.grown < limit
-            and self.after.files <= self.before.files
-            and self.after.threads <= self.before.threads
+            self.grown < limit and self.after.files <= self.before.files and self.after.threads <= self.before.threads
         )
 
     def __str__(self) -> str:
@@ -80,18 +80,18 @@ async def measure_steadiness(requests: int = 200) -> list[Change]:
     """Raises `TimeoutError` when a session or a cache row is left."""
     async with LocalCluster("demo", STAGES) as cluster, cluster.client() as client:
         processes = {**cluster.processes, "client": os.getpid()}
-        await _serve(client, WARM_UP)
+        prompts = heldout_prompts(WARM_UP)
+        await _serve(client, prompts, WARM_UP)
         before = {name: Holdings.of(process) for name, process in processes.items()}
-        await _serve(client, requests)
+        await _serve(client, prompts, requests)
         return [Change(name, before[name], Holdings.of(process)) for name, process in processes.items()]
 
 
-async def _serve(client: Client, requests: int) -> None:
+async def _serve(client: Client, prompts: list[str], requests: int) -> None:
     """One request after another; returns when no session and no cache row is left."""
-    prompts = heldout_prompts(WARM_UP)
     for number in range(requests):
         stream = client.stream(
-            prompts[number % WARM_UP],
+            prompts[number % len(prompts)],
             policy=POLICIES[number % 2],
             temperature=0.8 if number // 2 % 2 else 0.0,
             top_p=0.95,
@@ -105,7 +105,7 @@ async def _serve(client: Client, requests: int) -> None:
                     break
     async with asyncio.timeout(DEADLINE_SECONDS):
         while (status := await client.status()).sessions or any(node.rows for node in status.nodes):
-            await asyncio.sleep(0.1)
+            pass
 
 
 def main() -> None:

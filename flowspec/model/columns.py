@@ -87,6 +87,12 @@ class RowColumns:
         child = self._child(-1 if row == self.last_row else self._tree_index(row), token)
         return None if child is None else self.prefix + child
 
+    def first_child(self, row: int) -> int | None:
+        """The tree row that came first of those right after `row` (a tree row or the last accepted one)."""
+        parent = -1 if row == self.last_row else self._tree_index(row)
+        hits = np.flatnonzero(self._parents[: self._count] == parent)
+        return self.prefix + int(hits[0]) if len(hits) else None
+
     def _child(self, parent: int, token: int) -> int | None:
         count = self._count
         hits = np.flatnonzero((self._parents[:count] == parent) & (self._tokens[:count] == token))

@@ -10,20 +10,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from flowspec.drafting.drafter import Drafter, build_drafter
+from flowspec.drafting.drafter import build_drafter
 from flowspec.errors import PipelineError
 from flowspec.model.hub import resolve_model
 from flowspec.model.weights import Checkpoint
 from flowspec.roles.admission import Admission
+from flowspec.roles.draft_desk import DraftDesk
 from flowspec.roles.front_desk import FrontDesk
 from flowspec.roles.handshake import Handshake
 from flowspec.roles.introduction import host_identity, use_threads
 from flowspec.roles.pipe_watch import PipeWatch
-from flowspec.roles.request import Admitted
 from flowspec.runtime.compute import ComputeThread
 from flowspec.runtime.emulation import EmulatedSender
 from flowspec.runtime.node import Node
@@ -42,7 +41,6 @@ from flowspec.schedule.events import (
     SegmentTaken,
     SendSegment,
     SessionReady,
-    TreeGrown,
 )
 from flowspec.topology import Topology
 from flowspec.transport.base import CoordinatorChannels, Sender, Transport
@@ -68,7 +66,10 @@ logger = logging.getLogger(__name__)
 
 Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
-Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
+
+
+OWN_MESSAGES = (Hello, ProbeSeen, Heartbeat, Leaving, OpenAcknowledged, Credit, Returned, Trouble)
+"""What the coordinator itself hears on the return pipe."""
 
 
 class Coordinator(Node):
@@ -92,20 +93,11 @@ class Coordinator(Node):
         self._channels: CoordinatorChannels | None = None
         self._desk: FrontDesk | None = None
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
-        self._handlers: dict[type[Message], Handler] = {
-            Hello: self._on_hello,
-            ProbeSeen: self._on_probe_seen,
-            Heartbeat: self._on_heartbeat,
-            Leaving: self._on_leaving,
-            OpenAcknowledged: self._on_open_acknowledged,
-            Credit: self._on_credit,
-            Returned: self._on_returned,
-            Trouble: self._on_trouble,
-        }
+        self._handlers: dict[type[Message], Handler] = {}
 
     def on(self, kind: type[Message], handler: Handler) -> None:
         """Handle messages of a type of one's own that stages send over the return pipe."""
-        if kind in self._handlers:
+        if kind in self._handlers or kind in OWN_MESSAGES:
             raise PipelineError(f"messages of kind {kind.kind!r} are handled already", node=self.name)
         self._handlers[kind] = handler
 
@@ -149,14 +141,21 @@ class Coordinator(Node):
         self._watch.ready_changed = self._pipe_changed
         self._watch.lost = self._stage_lost
         self._watch.in_flight = lambda: self.scheduler.in_flight
+        self._drafts = DraftDesk(
+            self.drafter,
+            self._compute,
+            width=self.topology.drafter.width,
+            deadline=self.topology.timeouts.progress,
+            apply=self.apply,
+        )
         desk = self._desk = FrontDesk(
             self.admission,
             channels.clients,
             stages=tuple(stage.name for stage in self.topology.stages),
             apply=self.apply,
             check_open=self._check_open,
-            begin=self._begin,
-            end=self._end_session,
+            begin=self._drafts.open,
+            end=self._drafts.close,
             status=self._status,
         )
         self.spawn(self._feed_pipe(self._first_link(channels.forward_out)), "forward pipe")
@@ -173,7 +172,7 @@ class Coordinator(Node):
         self.hidden_bytes = int(checkpoint.config.hidden_size) * 4
         self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
         self._progress("loading the drafter", 0, 0)
-        self.drafter: Drafter | None = build_drafter(self.topology, checkpoint)
+        self.drafter = build_drafter(self.topology, checkpoint)
         self.handshake = Handshake(
             [stage.name for stage in self.topology.stages],
             coordinator=self.name,
@@ -235,7 +234,7 @@ class Coordinator(Node):
             case SendSegment(session, epoch, number, ticket, decree, draft):
                 self._outgoing.put_nowait(Segment(session, epoch, number, ticket, decree, draft, roster=()))
             case GrowTree():
-                self._ask_drafter(command)
+                self._drafts.ask(command)
             case EmitTokens():
                 self._desk.emit(command)
             case FinishSession(session, epoch):
@@ -265,22 +264,6 @@ class Coordinator(Node):
             if isinstance(message, Close):
                 await self._channels.hints.send(Cancelled(message.session, message.epoch))
 
-    def _ask_drafter(self, command: GrowTree) -> None:
-        assert self._compute is not None
-        assert self.drafter is not None
-        asked = time.perf_counter()
-
-        def answered(future: asyncio.Future[Children]) -> None:
-            if future.cancelled():
-                return
-            error = future.exception()
-            if error is not None:
-                logger.error("the drafter failed, going on without its drafts: %s", error)
-            children = () if error is not None else future.result()
-            self.apply(TreeGrown(command.session, command.epoch, children, time.perf_counter() - asked))
-
-        self._compute.run(self.drafter.grow, command, self.topology.drafter.width).add_done_callback(answered)
-
     # ---- the return pipe ---------------------------------------------------------------------------------------------
 
     async def _read_returns(self) -> None:
@@ -290,26 +273,31 @@ class Coordinator(Node):
             handler = self._handlers.get(type(envelope.message))
             if handler is not None:
                 await handler(envelope)
+            else:
+                self._hear(envelope.message)
 
-    async def _on_hello(self, envelope: Envelope) -> None:
-        assert isinstance(envelope.message, Hello)
-        self._watch.hello(envelope.message)
+    def _hear(self, message: Message) -> None:
+        """What stages say; types that nobody handles are dropped."""
+        assert self._desk is not None
+        match message:
+            case Returned():
+                self._returned(message)
+            case Credit():
+                self.apply(SegmentTaken(message.ticket))
+            case OpenAcknowledged():
+                self._acknowledged(message)
+            case Hello():
+                self._watch.hello(message)
+            case ProbeSeen():
+                self._watch.probe_seen(message)
+            case Heartbeat():
+                self._watch.heartbeat(message)
+            case Leaving():
+                self._watch.leaving(message)
+            case Trouble(node, session, _, reason) if session is not None:
+                self._desk.fail(session, PipelineError(reason, node=node, session=session))
 
-    async def _on_probe_seen(self, envelope: Envelope) -> None:
-        assert isinstance(envelope.message, ProbeSeen)
-        self._watch.probe_seen(envelope.message)
-
-    async def _on_heartbeat(self, envelope: Envelope) -> None:
-        assert isinstance(envelope.message, Heartbeat)
-        self._watch.heartbeat(envelope.message)
-
-    async def _on_leaving(self, envelope: Envelope) -> None:
-        assert isinstance(envelope.message, Leaving)
-        self._watch.leaving(envelope.message)
-
-    async def _on_open_acknowledged(self, envelope: Envelope) -> None:
-        message = envelope.message
-        assert isinstance(message, OpenAcknowledged)
+    def _acknowledged(self, message: OpenAcknowledged) -> None:
         assert self._desk is not None
         request = self._desk.requests.get(message.session)
         if request is None:
@@ -321,13 +309,7 @@ class Coordinator(Node):
         if not request.unacknowledged:
             self.apply(SessionReady(message.session, message.epoch))
 
-    async def _on_credit(self, envelope: Envelope) -> None:
-        assert isinstance(envelope.message, Credit)
-        self.apply(SegmentTaken(envelope.message.ticket))
-
-    async def _on_returned(self, envelope: Envelope) -> None:
-        message = envelope.message
-        assert isinstance(message, Returned)
+    def _returned(self, message: Returned) -> None:
         assert self._desk is not None
         self._watch.moved()
         request = self._desk.requests.get(message.session)
@@ -338,13 +320,6 @@ class Coordinator(Node):
                 message.ticket, message.session, message.epoch, message.number, message.frontier, message.token
             )
         )
-
-    async def _on_trouble(self, envelope: Envelope) -> None:
-        message = envelope.message
-        assert isinstance(message, Trouble)
-        assert self._desk is not None
-        if message.session is not None:
-            self._desk.fail(message.session, PipelineError(message.reason, node=message.node, session=message.session))
 
     # ---- for the front desk ------------------------------------------------------------------------------------------
 
@@ -364,18 +339,6 @@ class Coordinator(Node):
                 hint="try again when one has finished, or raise limits.sessions in the topology",
             )
 
-    async def _begin(self, admitted: Admitted, session: str) -> bool:
-        """Prepare the drafter for a session; False when there is none."""
-        if self.drafter is None:
-            return False
-        assert self._compute is not None
-        await self._compute.run(self.drafter.open, session, admitted.sampling, admitted.row_limit)
-        return True
-
-    def _end_session(self, session: str) -> None:
-        if self.drafter is not None and self._compute is not None:
-            self._compute.run(self.drafter.close, session)
-
     def _status(self, request: str) -> Status:
         assert self._desk is not None
         return Status(
@@ -383,7 +346,7 @@ class Coordinator(Node):
             self._watch.ready,
             self.topology.draft_node.model,
             self.topology.policy,
-            self.drafter.name if self.drafter is not None else "none",
+            self._drafts.name,
             len(self._desk.requests),
             self.handshake.status(),
             self.admission.context_limit,

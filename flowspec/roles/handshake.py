@@ -24,6 +24,8 @@ class Peer:
     heartbeat: Heartbeat | None = None
     leaving: bool = False
     lost: bool = False
+    challengers: dict[str, float] = field(default_factory=dict)
+    """Incarnations that want this place while another has it, each with the time of its first hello."""
 
     @property
     def ready(self) -> bool:
@@ -69,8 +71,13 @@ class Handshake:
         """Every stage has said hello, so that probes through the pipe make sense."""
         return all(peer.hello is not None and not peer.lost for peer in self.peers.values())
 
-    def hello(self, message: Hello, now: float) -> Peer | None:
-        """A stage said hello. Returns its peer when this replaces a former incarnation, i.e. its caches are gone."""
+    def hello(self, message: Hello, now: float, patience: float) -> Peer | None:
+        """A stage said hello. Returns its peer when this replaces a former incarnation, i.e. its caches are gone.
+
+        A restarted stage and a second one of the same name look alike at first. The newcomer, which goes on saying
+        hello, gets the place when the former one has been silent for `patience` seconds; if that is heard, it is alive
+        and keeps the place, and the newcomer is refused.
+        """
         peer = self.peers.get(message.node)
         reason = self._objection(message)
         if reason is not None:
@@ -83,9 +90,12 @@ class Handshake:
             peer.last_heard = now
             return None
         replaced = peer.hello is not None and not peer.lost
+        if replaced and now - max(peer.challengers.setdefault(message.incarnation, now), peer.last_heard) < patience:
+            return None
         peer.hello, peer.seen, peer.last_heard = message, set(), now
         peer.lost = peer.leaving = False
         peer.heartbeat = None
+        peer.challengers.clear()
         return peer if replaced else None
 
     def probe_seen(self, message: ProbeSeen, now: float) -> None:
@@ -168,14 +178,10 @@ class Handshake:
             return f"{pair} hold different models: {hello.fingerprint[:12]} and {self._fingerprint[:12]}"
         if hello.tokenizer != self._tokenizer:
             return f"{pair} hold different tokenizers: {hello.tokenizer[:12]} and {self._tokenizer[:12]}"
-        if (
-            peer.hello is not None
-            and peer.hello.incarnation != hello.incarnation
-            and peer.heartbeat is not None
-            and not peer.lost
-            and peer.hello.host != hello.host
-        ):
-            return f"a second node named {hello.node}: one on {peer.hello.host} is alive, this one is on {hello.host}"
+        challenged = peer.challengers.get(hello.incarnation)
+        if peer.hello is not None and not peer.lost and challenged is not None and peer.last_heard > challenged:
+            place = "on the same machine" if peer.hello.host == hello.host else "on another machine"
+            return f"a second node named {hello.node}: one is alive already, {place}"
         return self._layer_objection(hello)
 
     def _layer_objection(self, hello: Hello) -> str | None:

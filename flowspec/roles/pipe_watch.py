@@ -24,6 +24,9 @@ PROBE_INTERVAL = 0.1
 MEASURED_PROBES = 8
 """Probes through the whole pipe before it counts as ready; the fastest one tells what the links take."""
 
+SILENT_BEATS = 3
+"""Heartbeats that a stage must have left out before another of its name may take its place."""
+
 TYPICAL_TOKENS = 16
 """Segment size for which `link_seconds` is given."""
 
@@ -115,8 +118,10 @@ class PipeWatch:
             self.lost(self._topology.draft_node.name, f"segments in flight have not moved for {seconds:g} s")
 
     def hello(self, message: Hello) -> None:
-        replaced = self._handshake.hello(message, time.monotonic())
-        if message.incarnation in self._handshake.refused:
+        known = message.incarnation in self._handshake.refused
+        patience = SILENT_BEATS * self._topology.timeouts.heartbeat_interval
+        replaced = self._handshake.hello(message, time.monotonic(), patience)
+        if message.incarnation in self._handshake.refused and not known:
             logger.error("refused %s: %s", message.node, self._handshake.refused[message.incarnation])
         if replaced is not None:
             self._stage_lost(replaced.name, f"{replaced.name} was restarted: its caches are gone")

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from flowspec.errors import FlowspecError, LimitExceeded, PipelineError
+from flowspec.errors import FlowspecError, PipelineError
 from flowspec.model.block import LayerBlock
 from flowspec.roles.introduction import Introduction, load_stage
+from flowspec.roles.session_table import SessionTable
 from flowspec.roles.stage_session import StageSession, StageTime, Step
 from flowspec.runtime.compute import ComputeThread
 from flowspec.runtime.emulation import EmulatedSender
@@ -39,7 +40,6 @@ from flowspec.wire.messages import (
     Probe,
     ProbeSeen,
     Returned,
-    RosterEntry,
     Segment,
     Shutdown,
     Stopped,
@@ -55,6 +55,10 @@ HELLO_INTERVAL = 0.2
 Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
 """Called with (what happens, done, total) while a node starts."""
+
+
+OWN_MESSAGES = (Open, Segment, Close, Probe, Shutdown, Verdict, Cancelled, Beacon)
+"""What a stage itself hears, from the pipe or as a broadcast."""
 
 
 class StageNode(Node):
@@ -76,25 +80,14 @@ class StageNode(Node):
         self._progress = progress or (lambda *_: None)
         self._compute: ComputeThread | None = None
         self._channels: StageChannels | None = None
-        self._sessions: dict[str, StageSession] = {}
         self._coordinator: str | None = None
         self._welcomed = asyncio.Event()
-        self._emptied = asyncio.Event()
         self._segments = 0
-        self._handlers: dict[type[Message], Handler] = {
-            Open: self._on_open,
-            Segment: self._on_segment,
-            Close: self._on_close,
-            Probe: self._on_probe,
-            Shutdown: self._on_shutdown,
-            Verdict: self._on_verdict,
-            Cancelled: self._on_cancelled,
-            Beacon: self._on_beacon,
-        }
+        self._handlers: dict[type[Message], Handler] = {}
 
     def on(self, kind: type[Message], handler: Handler) -> None:
         """Handle messages of a type of one's own (see `flowspec.wire.frames.register`), from pipe or broadcast."""
-        if kind in self._handlers:
+        if kind in self._handlers or kind in OWN_MESSAGES:
             raise PipelineError(f"messages of kind {kind.kind!r} are handled already", node=self.name)
         self._handlers[kind] = handler
 
@@ -140,7 +133,8 @@ class StageNode(Node):
             load_stage, self.topology, self.name, self.incarnation, self._progress
         )
         emulate = self.node.emulate
-        self._time = StageTime(emulate.base_ms / 1e3, emulate.per_token_ms / 1e3) if emulate else StageTime()
+        stage_time = StageTime(emulate.base_ms / 1e3, emulate.per_token_ms / 1e3) if emulate else StageTime()
+        self._sessions = SessionTable(self.name, self.block, compute, stage_time, self.topology.limits.memory)
         self._return = self._emulated(channels.return_out, self.topology.draft_node.name)
         self._forward: Sender | None = None
         self._verdicts: Sender | None = None
@@ -167,16 +161,13 @@ class StageNode(Node):
     async def _close(self) -> None:
         if self._compute is not None and not await self._compute.close(self._close_deadline):
             logger.error("%s: a forward pass did not end within %g s", self.name, self._close_deadline)
-        self._sessions.clear()
         if self._channels is not None:
             await self._channels.close()
 
     async def _drain(self) -> None:
         if self._coordinator is not None:
             await self._return.send(Leaving(self.name, self.incarnation))
-        while self._sessions:
-            self._emptied.clear()
-            await self._emptied.wait()
+        await self._sessions.wait_empty()
 
     async def _introduce(self) -> None:
         """Say hello until the coordinator's beacon lists this incarnation; again when a new coordinator appears."""
@@ -200,7 +191,6 @@ class StageNode(Node):
             beat += 1
             if not self._welcomed.is_set():
                 continue
-            rows = sum(session.rows for session in self._sessions.values())
             await self._return.send(
                 Heartbeat(
                     self.name,
@@ -209,7 +199,7 @@ class StageNode(Node):
                     self._segments,
                     self._compute.busy_seconds,
                     len(self._sessions),
-                    rows,
+                    self._sessions.rows,
                 )
             )
 
@@ -219,79 +209,68 @@ class StageNode(Node):
         while True:
             envelope = await pipe.receive()
             if isinstance(envelope.message, Segment):
-                self._note_roster(envelope.message.roster)
+                self._sessions.note_roster(envelope.message.roster)
             await self._queue.put(envelope)
 
     async def _read_broadcasts(self, broadcasts: Receiver) -> None:
         while True:
             envelope = await broadcasts.receive()
-            handler = self._handlers.get(type(envelope.message))
-            if handler is not None:
-                await handler(envelope)
+            message = envelope.message
+            match message:
+                case Verdict():
+                    self._sessions.note(message)
+                case Cancelled():
+                    self._sessions.cancel(message)
+                case Beacon():
+                    await self._on_beacon(message)
+                case Probe():
+                    await self._return.send(ProbeSeen(self.name, self.incarnation, message.channel, message.nonce))
+                case _ if type(message) in self._handlers:
+                    await self._handlers[type(message)](envelope)
 
     async def _work(self) -> None:
         while True:
             envelope = await self._queue.get()
-            await self._handlers.get(type(envelope.message), self.pass_on)(envelope)
+            message = envelope.message
+            match message:
+                case Segment():
+                    await self._on_segment(message, envelope.tensors[0] if envelope.tensors else None)
+                case Open():
+                    refusal = await self._sessions.open(message)
+                    await self.pass_on(envelope)
+                    await self._return.send(OpenAcknowledged(self.name, message.session, message.epoch, refusal))
+                case Close():
+                    await self._sessions.close(message)
+                    await self.pass_on(envelope)
+                case Probe():
+                    await self._on_probe(envelope, message)
+                case Shutdown():
+                    # The coordinator stops: free everything, say so, and wait for the next coordinator.
+                    await self.pass_on(envelope)
+                    await self._forget_coordinator()
+                    await self._return.send(Stopped(self.name, self.incarnation))
+                case _:
+                    await self._handlers.get(type(message), self.pass_on)(envelope)
 
     async def pass_on(self, envelope: Envelope) -> None:
         """Send a message on along the pipe; at the tail it ends here."""
         if self._forward is not None:
             await self._forward.send(envelope.message, envelope.tensors)
 
-    def _note_roster(self, roster: tuple[RosterEntry, ...]) -> None:
-        for entry in roster:
-            session = self._sessions.get(entry.session)
-            if session is not None and session.epoch == entry.epoch and entry.frontier is not None:
-                assert entry.token is not None
-                session.note(entry.frontier, entry.token)
+    # ---- segments ----------------------------------------------------------------------------------------------------
 
-    # ---- forward pipe ------------------------------------------------------------------------------------------------
-
-    async def _on_open(self, envelope: Envelope) -> None:
-        opened = envelope.message
-        assert isinstance(opened, Open)
-        refusal = ""
-        old = self._sessions.get(opened.session)
-        if old is None or old.epoch < opened.epoch:
-            await self._free(opened.session)
-            try:
-                self._admit(opened)
-                assert self._compute is not None
-                session = await self._compute.run(StageSession, opened, self.block, self._time)
-                self._sessions[opened.session] = session
-            except FlowspecError as error:
-                refusal = str(error)
-        await self.pass_on(envelope)
-        await self._return.send(OpenAcknowledged(self.name, opened.session, opened.epoch, refusal))
-
-    def _admit(self, opened: Open) -> None:
-        memory = self.topology.limits.memory
-        held = sum(session.row_limit for session in self._sessions.values()) * self.block.row_bytes
-        asked = held + opened.row_limit * self.block.row_bytes
-        if asked > memory:
-            raise LimitExceeded(
-                "limits.memory (bytes of cache on a node)",
-                asked,
-                memory,
-                node=self.name,
-                hint="raise limits.memory in the topology, or lower limits.context or limits.sessions",
-            )
-
-    async def _on_segment(self, envelope: Envelope) -> None:
-        segment = envelope.message
-        assert isinstance(segment, Segment)
+    async def _on_segment(self, segment: Segment, hidden: torch.Tensor | None) -> None:
         if self.index == 0:
             await self._return.send(Credit(self.name, segment.ticket))
-        await self._free_absent(segment.roster)
-        session = self._sessions.get(segment.session)
+        await self._sessions.free_absent(segment.roster)
+        session = self._sessions.find(segment.session, segment.epoch)
         step = Step(DraftTokens(), None, 0)
-        if session is not None and session.epoch == segment.epoch:
-            if segment.number == session.next_number:
-                session.next_number += 1
-                step = await self._step(session, segment, envelope.tensors[0] if envelope.tensors else None)
-            else:
-                await self._gap(session, segment)
+        if session is not None and segment.number == session.next_number:
+            session.next_number += 1
+            step = await self._step(session, segment, hidden)
+        elif session is not None:
+            reason = f"segment {session.next_number} never arrived: the next one was {segment.number}"
+            await self._give_up(session, reason)
         if self._forward is None:
             await self._conclude(segment, step)
         else:
@@ -307,9 +286,12 @@ class StageNode(Node):
         try:
             return await self._compute.run(session.step, segment, hidden)
         except FlowspecError as error:
-            await self._return.send(Trouble(self.name, session.session, session.epoch, str(error)))
-            await self._free(session.session)
+            await self._give_up(session, str(error))
             return Step(DraftTokens(), None, 0)
+
+    async def _give_up(self, session: StageSession, reason: str) -> None:
+        await self._return.send(Trouble(self.name, session.session, session.epoch, reason))
+        await self._sessions.free(session.session)
 
     async def _conclude(self, segment: Segment, step: Step) -> None:
         """The tail is done with a segment: publish what moved, then give the ticket back."""
@@ -330,68 +312,16 @@ class StageNode(Node):
             )
         )
 
-    async def _gap(self, session: StageSession, segment: Segment) -> None:
-        reason = f"segment {session.next_number} never arrived: the next one was {segment.number}"
-        await self._return.send(Trouble(self.name, session.session, session.epoch, reason))
-        await self._free(session.session)
+    # ---- handshake ---------------------------------------------------------------------------------------------------
 
-    async def _on_close(self, envelope: Envelope) -> None:
-        closed = envelope.message
-        assert isinstance(closed, Close)
-        session = self._sessions.get(closed.session)
-        if session is not None and session.epoch <= closed.epoch:
-            await self._free(closed.session)
+    async def _on_probe(self, envelope: Envelope, probe: Probe) -> None:
+        """A forward probe travels on, and makes the tail publish one of its own."""
         await self.pass_on(envelope)
-
-    async def _free_absent(self, roster: tuple[RosterEntry, ...]) -> None:
-        live = {entry.session for entry in roster}
-        for name in [name for name in self._sessions if name not in live]:
-            await self._free(name)
-
-    async def _free(self, name: str) -> None:
-        session = self._sessions.pop(name, None)
-        if session is not None:
-            assert self._compute is not None
-            await self._compute.run(session.free)
-        if not self._sessions:
-            self._emptied.set()
-
-    async def _on_probe(self, envelope: Envelope) -> None:
-        """Forward probes come down the pipe and make the tail publish one of its own; answer each."""
-        probe = envelope.message
-        assert isinstance(probe, Probe)
-        if probe.channel == "forward":
-            await self.pass_on(envelope)
-            if self._verdicts is not None:
-                await self._verdicts.send(Probe("verdicts", probe.nonce))
+        if self._verdicts is not None:
+            await self._verdicts.send(Probe("verdicts", probe.nonce))
         await self._return.send(ProbeSeen(self.name, self.incarnation, probe.channel, probe.nonce))
 
-    async def _on_shutdown(self, envelope: Envelope) -> None:
-        """The coordinator stops: free everything, say so, and wait for the next coordinator."""
-        await self.pass_on(envelope)
-        await self._forget_coordinator()
-        await self._return.send(Stopped(self.name, self.incarnation))
-
-    # ---- broadcasts --------------------------------------------------------------------------------------------------
-
-    async def _on_verdict(self, envelope: Envelope) -> None:
-        verdict = envelope.message
-        assert isinstance(verdict, Verdict)
-        session = self._sessions.get(verdict.session)
-        if session is not None and session.epoch == verdict.epoch:
-            session.note(verdict.frontier, verdict.token)
-
-    async def _on_cancelled(self, envelope: Envelope) -> None:
-        """Stop working for the session; the close that follows in the pipe frees its rows."""
-        cancelled = envelope.message
-        assert isinstance(cancelled, Cancelled)
-        session = self._sessions.get(cancelled.session)
-        if session is not None and session.epoch == cancelled.epoch:
-            session.cancel()
-
-    async def _on_beacon(self, envelope: Envelope) -> None:
-        beacon = envelope.message
-        assert isinstance(beacon, Beacon)
+    async def _on_beacon(self, beacon: Beacon) -> None:
         for incarnation, reason in beacon.refused:
             if incarnation == self.incarnation:
                 raise PipelineError(
@@ -409,5 +339,4 @@ class StageNode(Node):
     async def _forget_coordinator(self) -> None:
         self._welcomed.clear()
         self._coordinator = None
-        for name in list(self._sessions):
-            await self._free(name)
+        await self._sessions.free_all()

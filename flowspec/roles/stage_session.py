@@ -17,6 +17,9 @@ from flowspec.model.sampling import Sampler, TokenHistory
 from flowspec.runtime.emulation import hold
 from flowspec.wire.messages import DraftTokens, Open, Segment
 
+WALK_ROWS = 4
+"""Most rows that go through the LM head together."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
@@ -150,25 +153,42 @@ class StageSession:
     def _walk(self, decree: int) -> bool:
         """Sample along the frontier as far as the rows reach; True when the verdict moved."""
         cache = self._cache
+        logits: dict[int, torch.Tensor] = {}
         if self._verdict is None:
             if cache.last_accepted != decree:
                 return False
-            frontier, token, moved = decree, self._sample(cache.last_row, ()), True
+            frontier, token, moved = decree, self._sample(cache.last_row, (), logits), True
         else:
             (frontier, token), moved = self._verdict, False
         row, path = cache.last_row, []
         while (child := cache.child_of(row, token)) is not None:
             path.append(token)
             row, frontier, moved = child, cache.serial_of(child), True
-            token = self._sample(row, path)
+            token = self._sample(row, path, logits)
         self._verdict = (frontier, token)
         if moved:
             cache.note(frontier, token)
             self._prune()
         return moved
 
-    def _sample(self, row: int, path: tuple[int, ...] | list[int]) -> int:
-        """The model's token after `row`, whose path from the last accepted row (excluded) is `path`."""
+    def _sample(self, row: int, path: tuple[int, ...] | list[int], logits: dict[int, torch.Tensor]) -> int:
+        """The model's token after `row`, whose path from the last accepted row (excluded) is `path`.
+
+        `logits` holds those of rows of this walk that were computed before.
+        """
         assert self._sampler is not None
-        logits = self._block.logits(self._cache.side_of(row).unsqueeze(0))[0]
-        return self._sampler.sample(logits, self._cache.position_of(row) + 1, self._history, path)
+        if row not in logits:
+            rows = self._likely_walk(row)
+            hidden = torch.stack([self._cache.side_of(each) for each in rows])
+            logits.update(zip(rows, self._block.logits(hidden), strict=True))
+        return self._sampler.sample(logits[row], self._cache.position_of(row) + 1, self._history, path)
+
+    def _likely_walk(self, row: int) -> list[int]:
+        """`row` and where the walk may lead: the LM head is read once for all of them, which takes hardly longer.
+
+        The child that came first is the drafter's best.
+        """
+        rows = [row]
+        while len(rows) < WALK_ROWS and (child := self._cache.first_child(rows[-1])) is not None:
+            rows.append(child)
+        return rows

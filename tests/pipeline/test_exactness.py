@@ -31,9 +31,15 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
-def model_of(folder: Path, family: str, tied: bool, window: int | None, layers: int = 6) -> Path:
-    path = folder / f"{family}-{tied}-{window}-{layers}"
-    return path if path.exists() else write_checkpoint(path, family, layers=layers, tied=tied, sliding_window=window)
+def model_of(folder: Path, family: str, tied: bool, window: int | None, *, layers: int = 6, context: int = 512) -> Path:
+    path = folder / f"{family}-{tied}-{window}-{layers}-{context}"
+    if not path.exists():
+        write_checkpoint(path, family, layers=layers, tied=tied, sliding_window=window, context=context)
+    return path
+
+
+def prompt_of(length: int) -> list[int]:
+    return [(7 * index + index // 5) % 300 + 2 for index in range(length)]
 
 
 @pytest.mark.parametrize(("family", "tied", "window"), MODELS)
@@ -69,12 +75,30 @@ async def test_the_number_of_stages_and_the_drafter_change_nothing(
 @pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 200, 380])
 async def test_prompts_of_any_length_are_prefilled_exactly(checkpoints: Path, length: int) -> None:
     model = model_of(checkpoints, "qwen3", False, 8)
-    prompt = [(7 * index + index // 5) % 300 + 2 for index in range(length)]
+    prompt = prompt_of(length)
     expected = alone(model, prompt, 16)
     async with pipeline(model, 3, drafter="ngram") as running:
         for policy in ("autoregressive", "flowspec"):
             result = await complete(running, prompt, policy, max_new_tokens=16)
             assert list(result.token_ids) == expected, policy
+
+
+@pytest.mark.parametrize(
+    ("family", "window"), [("llama", None), ("qwen3", 8), ("mistral", 100)], ids=["full", "layers", "all"]
+)
+async def test_a_prompt_of_700_tokens_is_prefilled_exactly_with_and_without_windows(
+    checkpoints: Path, family: str, window: int | None
+) -> None:
+    model = model_of(checkpoints, family, True, window, context=1024)
+    prompt = prompt_of(700)
+    expected = alone(model, prompt, 16)
+    async with pipeline(model, 3, drafter={"kind": "causal-lm", "model": str(model)}) as running:
+        for policy in ("autoregressive", "flowspec"):
+            result = await complete(running, prompt, policy, max_new_tokens=16)
+            assert list(result.token_ids) == expected, policy
+        plain = await complete(running, prompt, "autoregressive", max_new_tokens=16, **SAMPLED)
+        fast = await complete(running, prompt, "flowspec", max_new_tokens=16, **SAMPLED)
+        assert fast.token_ids == plain.token_ids
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,84 @@
+"""Requests leave a pipeline as they found it: in one process, what `flowspec.bench.steadiness` measures on several."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+from tests.checkpoints import write_checkpoint
+from tests.pipeline.running import Running, pipeline
+
+PROMPT = [5, 9, 33, 40, 7, 12, 5, 9, 33, 40, 7, 60, 61, 5, 9]
+REQUESTS = 20
+CANCEL_EVERY = 5
+DEADLINE = 30.0
+
+
+async def serve(running: Running) -> None:
+    """Both policies, greedy and sampled, some broken off; returns when nothing of them lives anywhere."""
+    for number in range(REQUESTS):
+        stream = running.client.stream(
+            prompt_token_ids=PROMPT,
+            policy=("autoregressive", "flowspec")[number % 2],
+            temperature=0.8 if number // 2 % 2 else 0.0,
+            repetition_penalty=1.1,
+            seed=number,
+            max_new_tokens=12,
+            ignore_eos=True,
+        )
+        async with aclosing(aiter(stream)) as chunks:
+            async for _ in chunks:
+                if number % CANCEL_EVERY == 0:
+                    break
+    async with asyncio.timeout(DEADLINE):
+        while not running.coordinator.scheduler.idle or any(stage.sessions for stage in running.stages):
+            await running.client.status()
+
+
+def objects() -> Counter[str]:
+    """Instances of flowspec's and torch's classes that live now, by class; asyncio keeps old timers as it likes."""
+    gc.collect()
+    kinds = [type(thing) for thing in gc.get_objects() if type(thing).__module__.startswith(("flowspec.", "torch"))]
+    return Counter(f"{kind.__module__}.{kind.__qualname__}" for kind in kinds)
+
+
+def entries(thing: object, path: str, seen: set[int]) -> Iterator[tuple[str, int]]:
+    """How much every container holds that is reached from `thing` through objects of flowspec."""
+    if id(thing) in seen:
+        return
+    seen.add(id(thing))
+    if isinstance(thing, asyncio.Queue):
+        yield path, thing.qsize()
+    elif isinstance(thing, dict | list | set | deque):
+        yield path, len(thing)
+        for name, part in thing.items() if isinstance(thing, dict) else enumerate(thing):
+            yield from entries(part, f"{path}[{name}]", seen)
+    elif type(thing).__module__.startswith("flowspec."):
+        names = {*getattr(thing, "__dict__", ()), *getattr(type(thing), "__slots__", ())}
+        for name in sorted(names):
+            yield from entries(getattr(thing, name, None), f"{path}.{name}", seen)
+
+
+def held(running: Running) -> dict[str, int]:
+    seen: set[int] = set()
+    nodes = [running.coordinator, *running.stages, running.client]
+    return {path: count for node in nodes for path, count in entries(node, type(node).__name__, seen)}
+
+
+async def test_requests_leave_tasks_threads_sessions_and_objects_where_they_were(tmp_path: Path) -> None:
+    model = write_checkpoint(tmp_path / "model", layers=3)
+    async with pipeline(model, 3, drafter={"kind": "causal-lm", "model": str(model)}) as running:
+        await serve(running)
+        tasks, threads = len(asyncio.all_tasks()), threading.active_count()
+        before, containers = objects(), held(running)
+        await serve(running)
+        grown = {name: count for name, count in (objects() - before).items() if count >= REQUESTS // CANCEL_EVERY}
+        assert not grown, "something is kept of each request, or of each that was broken off"
+        assert held(running) == containers
+        assert len(asyncio.all_tasks()) == tasks
+        assert threading.active_count() == threads
