@@ -24,6 +24,9 @@ from flowspec.topology import Topology
 
 logger = logging.getLogger(__name__)
 
+MAX_REASON = 4096
+"""Characters of what a stage died of, as the draft node is told."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeProgress:
@@ -129,10 +132,13 @@ class LocalCluster:
         self._nodes[self.topology.draft_node.name].tell("drain")
 
     def stop(self) -> None:
-        """Stop everything now."""
+        """Stop everything now: the draft node, which breaks off what runs, and at its end the stages."""
         self._stopping = True
-        for node in self._nodes.values():
-            node.tell("stop")
+        draft = self._nodes[self.topology.draft_node.name]
+        draft.tell("stop")
+        if draft.gone.is_set():
+            for node in self._nodes.values():
+                node.tell("stop")
 
     async def close(self) -> None:
         """End all processes: the draft node first, then the stages; kill, and name, what does not end in time."""
@@ -189,7 +195,11 @@ class LocalCluster:
             return
         assert self._failed is not None
         if not self._failed.done():
-            self._failed.set_exception(_death(node))
+            death = _death(node)
+            if node.name != draft and draft in self._nodes:
+                # Live requests then fail with the cause, and the draft node does not wait for a stage that is gone.
+                self._nodes[draft].tell("mourn", node=node.name, reason=str(death)[:MAX_REASON])
+            self._failed.set_exception(death)
             # Seen: `wait` and entering raise it, but a program need not call `wait`.
             self._failed.exception()
 

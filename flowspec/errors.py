@@ -123,7 +123,7 @@ class PortInUse(TransportError):
 class PeerTimeout(TransportError):
     """Nothing came from a peer within a deadline."""
 
-    def __init__(self, peer: str, seconds: float, *, waiting_for: str = "an answer", hint: str | None = None) -> None:
+    def __init__(self, peer: str, seconds: float, *, waiting_for: str = "answer", hint: str | None = None) -> None:
         super().__init__(f"no {waiting_for} from {peer} within {seconds:g} s", hint=hint)
         self.peer = peer
         self.seconds = seconds

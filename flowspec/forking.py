@@ -16,6 +16,7 @@ import types
 from collections.abc import Callable, Mapping
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from flowspec.errors import FlowspecError, PipelineError, error_named
@@ -42,6 +43,9 @@ def start_fork_server() -> None:
 
 def _be_node(topology: Topology, name: str, connection: Connection, debug: bool, _: object) -> None:
     """Main function of a forked process; the import is the server's, done long ago."""
+    # Where there is such a file (Linux), `ps -o comm`, `top` and `pkill` then know the node by its name.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
     try:
         from flowspec.roles.process import run_under_parent
     except ImportError as error:
@@ -87,11 +91,11 @@ class NodeProcess:
         self._loop.add_reader(self._line.fileno(), self._listen)
         self._loop.add_reader(self._sentinel, self._died)
 
-    def tell(self, word: str) -> None:
-        """Say "drain" or "stop" to a node that is still there."""
+    def tell(self, word: str, **more: str) -> None:
+        """Say "drain", "stop" or, to the draft node, "mourn" (`node`, `reason`) to a node that is still there."""
         if not self.gone.is_set():
             with contextlib.suppress(OSError):
-                self._line.send_bytes(json.dumps({"do": word}).encode())
+                self._line.send_bytes(json.dumps({"do": word, **more}).encode())
 
     async def join(self, seconds: float) -> bool:
         """Wait for the end; False when it did not come within `seconds`."""

@@ -1,6 +1,7 @@
 """What the bookkeeping of cache rows costs per segment, without any layer: `python -m flowspec.bench.bookkeeping`.
 
 One segment is: prune by a verdict, admit, begin, mask, commit. Pruning moves the rows of K and V of four layers, too.
+Only the mask may grow with the context, and it is attention's.
 """
 
 from __future__ import annotations
@@ -72,15 +73,22 @@ class Bookkeeper:
         return [end - start for start, end in itertools.pairwise(stamps)]
 
 
+def measure_bookkeeping(tree: int = 128, context: int = CONTEXT) -> dict[str, float]:
+    """Milliseconds of each of `STEPS` and of their "sum", medians over segments at `tree` live draft tokens."""
+    keeper = Bookkeeper(tree, context)
+    rounds = [keeper.round() for _ in range(ROUNDS)]
+    steps = zip(STEPS, zip(*rounds, strict=True), strict=True)
+    return {name: median(times) * 1e3 for name, times in steps} | {"sum": median(map(sum, rounds)) * 1e3}
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"bookkeeping per segment of {SEGMENT} tokens at a context of {CONTEXT}, {SHAPE.layers} layers, microseconds")
-    print("tree rows " + "".join(f"{step:>9}" for step in (*STEPS, "sum")))
-    for tree in (64, 128):
-        keeper = Bookkeeper(tree, CONTEXT)
-        rounds = [keeper.round() for _ in range(ROUNDS)]
-        middle = [median(times) * 1e6 for times in zip(*rounds, strict=True)]
-        print(f"{tree:9} " + "".join(f"{value:9.1f}" for value in (*middle, sum(middle))))
+    print(f"bookkeeping per segment of {SEGMENT} tokens, {SHAPE.layers} layers, milliseconds")
+    print(f"{'tree':>4}{'context':>9}" + "".join(f"{step:>8}" for step in (*STEPS, "sum")))
+    for context in (CONTEXT, 4 * CONTEXT):
+        for tree in (64, 128):
+            times = measure_bookkeeping(tree, context)
+            print(f"{tree:4}{context:9}" + "".join(f"{value:8.3f}" for value in times.values()))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from flowspec.bench.speed import POLICIES, heldout_prompts
+from flowspec.bench.speed import POLICIES, SEED, generate, heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.model.check import WholeModel, check_generation
@@ -24,7 +24,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 TEMPERATURES = (0.0, 0.8)
 PROMPT_CHARACTERS = 240
 NEW_TOKENS = 64
-SEED = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +67,7 @@ async def _compare(
     for prompt in prompts:
         streams = []
         for policy in POLICIES:
-            found = await client.generate(
-                prompt,
-                policy=policy,
-                temperature=sampling.temperature,
-                seed=sampling.seed,
-                max_new_tokens=NEW_TOKENS,
-                ignore_eos=True,
-            )
+            found = await generate(client, prompt, policy, sampling, NEW_TOKENS)
             report = check_generation(whole, found.prompt_token_ids, found.token_ids, sampling)
             streams.append(found.token_ids)
             tokens += report.tokens

@@ -57,7 +57,7 @@ async def compare(cluster: LocalCluster, prompts: list[str], *, temperature: flo
             await client.generate(prompts[0], policy=policy, max_new_tokens=WARM_UP_TOKENS)
         for number, prompt in enumerate(prompts):
             for policy in POLICIES[:: 1 if number % 2 == 0 else -1]:
-                results[policy].append(await _generate(client, prompt, policy, sampling, new_tokens))
+                results[policy].append(await generate(client, prompt, policy, sampling, new_tokens))
     pairs = list(zip(results["autoregressive"], results["flowspec"], strict=True))
     same = sum(plain.token_ids == fast.token_ids for plain, fast in pairs)
     if same < len(pairs):
@@ -79,9 +79,10 @@ async def compare(cluster: LocalCluster, prompts: list[str], *, temperature: flo
     )
 
 
-async def _generate(
+async def generate(
     client: Client, prompt: str, policy: str, sampling: SamplingParameters, new_tokens: int
 ) -> Generation:
+    """`new_tokens` tokens, EOS ignored."""
     return await client.generate(
         prompt,
         policy=policy,

@@ -41,7 +41,9 @@ class Call:
 
 
 def generate(
-    prompt: Annotated[str | None, typer.Option(help="The text to continue; - reads standard input.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The text to continue; - reads standard input.")
+    ] = None,
     connect: Annotated[str | None, typer.Option(metavar="ADDRESS", help="A running pipeline's address.")] = None,
     topology: Annotated[Path | None, typer.Option(metavar="FILE", help="The file of a running pipeline.")] = None,
     model: Annotated[
@@ -59,7 +61,9 @@ def generate(
     min_p: Annotated[float | None, typer.Option(help="Keep this share of the best probability; 0 is off.")] = None,
     repetition_penalty: Annotated[float | None, typer.Option(help="Above 1: repeat less.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given often.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be given often.")
+    ] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,

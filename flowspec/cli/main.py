@@ -29,8 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )
-app.command()(demo)
-app.command()(generate)
+app.command(short_help="Both policies on the shipped model, compared.")(demo)
+app.command(short_help="Continue a prompt.")(generate)
 app.command()(up)
 app.command()(node)
 

@@ -51,8 +51,8 @@ def _print_plan(topology: Topology, name: str) -> None:
     node = topology.node(name)
     check_model(node.model)
     checkpoint = Checkpoint(resolve_model(node.model))
-    ports = str(node.port) if node.ports == 1 else f"{node.port}-{node.port + node.ports - 1}"
-    lines = [f"{name}: {node.role} node on {node.host}, ports {ports}, device {node.device}, {node.dtype}"]
+    ports = f"port {node.port}" if node.ports == 1 else f"ports {node.port}-{node.port + node.ports - 1}"
+    lines = [f"{name}: {node.role} node on {node.host}, {ports}, device {node.device}, {node.dtype}"]
     lines += _held_by_drafter(topology) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
     typer.echo("\n".join(lines))
 
@@ -61,6 +61,7 @@ def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> lis
     from flowspec.cli.render import size
     from flowspec.model.layout import block_bytes
     from flowspec.roles.introduction import layer_range
+    from flowspec.topology.sections import show_layers
 
     first, end = layer_range(topology, name, checkpoint)
     dtype = topology.node(name).dtype
@@ -68,7 +69,8 @@ def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> lis
     whole = block_bytes(checkpoint, 0, checkpoint.layer_count, dtype)
     parts = ["embedding"] * (first == 0) + ["final norm and LM head"] * (end == checkpoint.layer_count)
     return [
-        f"  layers   {first}-{end - 1} of {checkpoint.layer_count}" + "".join(f", {part}" for part in parts),
+        f"  layers   {show_layers((first, end))} of 0-{checkpoint.layer_count - 1}"
+        + "".join(f", {part}" for part in parts),
         f"  weights  {size(held.weights)}, {held.weights / whole.weights:.0%} of the model's {size(whole.weights)}",
         f"  cache    {size(held.row)} a row, {size(topology.limits.memory)} at most",
         f"  files    {', '.join(held.files)}",

@@ -19,6 +19,8 @@ def options_of(**given: Any) -> dict[str, Any]:
         raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; it must be 1 or more")
     if any(not text for text in options.get("stop", ())):
         raise RequestError("a stop text must not be empty")
+    for text in options.get("stop", ()):
+        check_text(text, "--stop")
     return options
 
 
@@ -47,7 +49,23 @@ def check_drafter(drafter: str | None) -> None:
 def read_prompt(prompt: str | None) -> str:
     """The prompt of the option, or of standard input for "-" and for none at all."""
     if prompt is not None and prompt != "-":
-        return prompt
-    if prompt is None and sys.stdin.isatty():
+        return check_text(prompt, "--prompt")
+    if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise ConfigurationError("there is no prompt", hint="give --prompt TEXT, or write it to standard input")
-    return sys.stdin.read()
+    try:
+        return check_text(sys.stdin.read(), "standard input")
+    except UnicodeDecodeError:
+        raise _not_text("standard input") from None
+
+
+def check_text(text: str, origin: str) -> str:
+    """`text` itself; raises when it stands for bytes that are no text (Python reads those as lone surrogates)."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _not_text(origin) from None
+    return text
+
+
+def _not_text(origin: str) -> RequestError:
+    return RequestError(f"{origin} is not UTF-8 text", hint="a prompt is text; bytes of another kind cannot be read")

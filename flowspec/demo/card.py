@@ -32,7 +32,7 @@ The Python standard library's own sources (CPython {model[python]}, test suite i
 over 400 KB left out), under the Python Software Foundation License. The files are split by a fixed hash of their paths:
 4 % held out, 2 % for validation, the rest for training; the tokenizer saw the training files only. The draft was
 distilled from the target's full distributions (forward Kullback-Leibler divergence) on the same training files and on
-{distilled[sampled_tokens]:,} tokens of the target's own completions. {notes}
+{distilled[sampled_tokens]:,} tokens of the target's own completions.
 
 ## Commands
 
@@ -42,12 +42,14 @@ python -m flowspec.demo.report --card flowspec/demo/model/README.md
 ```
 
 Matrices by Muon, the rest by Adam; a constant rate that falls to zero over the last 40 % of the time budget; windows
-of 512 tokens, 2,048 in the last 15 %. Trained on two CPU cores. Training stops by the clock, so a second run gives
-another model of about the same quality.
+of 512 tokens, 2,048 in the last 15 %. Training stops by the clock, so a second run gives another model, and a faster
+or idler machine a better one.
+
+{notes}
 
 ## Figures
 
-Losses of the stored bfloat16 weights, computed in float32:
+Losses of the stored bfloat16 weights, computed in float32, on up to {windows} windows of 512 tokens:
 
 | files | loss (nats per token) | bits per byte |
 |---|---|---|
@@ -64,13 +66,17 @@ among the draft's first k.
 {agreement}
 
 Repeated 8-grams (the share of 8-grams that occurred before in the same completion), over completions of 256 tokens
-of the beginnings of 8 held-out files: greedy {repeated[greedy]:.1%}, at temperature 0.8 {repeated[sampled]:.1%}.
+of the beginnings of 8 held-out files: greedy {repeated[greedy]:.1%}, at temperature 0.8 {repeated[sampled]:.1%}; in the
+files' own text at the same places {repeated[files]:.1%}. A loop is easy to predict, so the agreement on greedy
+completions says more about loops than about the draft.
 
 ## Limits
 
-It knows the look of Python, not its meaning: names are made up, logic drifts after a few lines, and long greedy
-completions tend to repeat themselves. It writes nothing but Python and has never seen a conversation. Some of what it
-writes will be close to the standard library's sources.
+It knows the look of Python, not its meaning: names are made up and logic drifts after a line or two. Greedy
+completions fall into loops within a few lines (see the repeated 8-grams), so sample from it, at a temperature of 0.8
+or so; the demo prompts in `flowspec/demo/prompts.py` were picked by hand from ten, by how their sampled completions
+look. It writes nothing but Python and has never seen a conversation. Some of what it writes will be close to the
+standard library's sources.
 """
 
 TITLES: Final = {
@@ -100,7 +106,7 @@ class Card:
             distilled=training["draft"],
             agreement="\n".join(rows),
             positions=positions,
-            notes=" ".join(note for facts in (training["target"], training["draft"]) if (note := facts["note"])),
+            notes="\n\n".join(note for facts in (training["target"], training["draft"]) if (note := facts["note"])),
         )
 
 

@@ -61,9 +61,9 @@ def agreement(draft: Any, target: Any, rows: torch.Tensor, skip: int = 0) -> dic
     return {k: count / positions for k, count in hits.items()}
 
 
-def prompts_from(files: Sequence[TokenFile], count: int, length: int) -> torch.Tensor:
-    """The beginnings of ``count`` files, spread evenly over those that are long enough."""
-    rows = [file.tokens[:length] for file in files if len(file.tokens) >= 2 * length]
+def beginnings(files: Sequence[TokenFile], count: int, length: int) -> torch.Tensor:
+    """The first ``length`` tokens of ``count`` files, spread evenly over those that are long enough."""
+    rows = [file.tokens[:length] for file in files if len(file.tokens) >= length]
     step = len(rows) / count
     chosen = [torch.from_numpy(rows[int(index * step)]) for index in range(count)]
     return torch.stack(chosen).long()
@@ -72,5 +72,9 @@ def prompts_from(files: Sequence[TokenFile], count: int, length: int) -> torch.T
 def completions(target: Any, prompts: torch.Tensor, count: int, temperature: float) -> tuple[torch.Tensor, float]:
     """Prompts with their completions, and the completions' mean share of repeated 8-grams."""
     added = complete(target, prompts, count, temperature)
-    share = sum(repeated_share(row) for row in added.tolist()) / len(added)
-    return torch.cat([prompts, added], dim=1), share
+    return torch.cat([prompts, added], dim=1), mean_repeated_share(added)
+
+
+def mean_repeated_share(rows: torch.Tensor) -> float:
+    """The mean over all rows of their share of repeated 8-grams."""
+    return sum(repeated_share(row) for row in rows.tolist()) / len(rows)

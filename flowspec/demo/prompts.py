@@ -1,7 +1,8 @@
-"""Three prompts for a first look at the demo model: beginnings that it completes plausibly.
+"""Three prompts for a first look at the demo model, picked by how its sampled completions of them look.
 
 They end inside a line on purpose: a line break and the indentation after it are one token, so a prompt that ends
-with a bare line break would leave the model no good way to go on.
+with a bare line break would leave the model no good way to go on. Completed greedily, they end in loops, as nearly
+everything does with a model of this size.
 """
 
 from typing import Final
@@ -11,19 +12,15 @@ DEMO_PROMPTS: Final = (
     """A first-in first-out queue with a maximum size.
 
     The constructor takes the maximum size''',
-    '''import os
-import sys
+    '''def walk(path, followlinks=False):
+    """Walk the directory tree below path.
 
-def read_lines(filename, encoding=None):
-    """Return a list of the lines in the file."""
-    with open(filename''',
-    """import unittest
-from collections import OrderedDict
+    If followlinks is true''',
+    """import socket
+import threading
 
+class EchoServer(threading.Thread):
 
-class TestOrderedDict(unittest.TestCase):
-
-    def test_pop(self):
-        d =""",
+    def __init__(self, address):""",
 )
-"""A class with a docstring, a function, a test case."""
+"""A class with a docstring, a function, a thread."""

@@ -18,13 +18,14 @@ from flowspec.demo.card import CARD
 from flowspec.demo.corpus import collect, texts
 from flowspec.demo.data import encode_sources, fixed_windows
 from flowspec.demo.losses import bits_per_byte
-from flowspec.demo.measure import agreement, completions, loss_by_position, loss_on, prompts_from
+from flowspec.demo.measure import agreement, beginnings, completions, loss_by_position, loss_on, mean_repeated_share
 from flowspec.demo.prompts import DEMO_PROMPTS
 from flowspec.demo.sampling import complete
 from flowspec.demo.storage import load_model
 from flowspec.demo.tokenizer import load_tokenizer
 
 TEMPERATURE = 0.8
+PROMPT = 128
 COMPLETION = 256
 
 
@@ -37,6 +38,7 @@ def measure(target_folder: Path, draft_folder: Path, corpus: Path | None, limit:
         "parameters": {"target": parameter_count(target), "draft": parameter_count(draft)},
         "megabytes": _megabytes(target_folder, draft_folder),
         "training": {"target": _training(target_folder), "draft": _training(draft_folder)},
+        "windows": limit,
     }
     for split in ("validation", "heldout"):
         files = encode_sources(tokenizer, sources, split)
@@ -48,21 +50,22 @@ def measure(target_folder: Path, draft_folder: Path, corpus: Path | None, limit:
         figures[split]["bits_per_byte"] = bits_per_byte(loss, tokens, size)
     figures["loss_by_position"] = loss_by_position(target, fixed_windows(files, 2000, max(1, limit // 8)))
     figures["agreement"] = {"heldout": agreement(draft, target, windows[:, :-1])}
-    prompts = prompts_from(files, 8, 128)
-    figures["repeated"] = {}
+    originals = beginnings(files, 8, PROMPT + COMPLETION)
+    prompts = originals[:, :PROMPT]
+    figures["repeated"] = {"files": mean_repeated_share(originals[:, PROMPT:])}
     for name, temperature in (("greedy", 0.0), ("sampled", TEMPERATURE)):
         rows, share = completions(target, prompts, COMPLETION, temperature)
         figures["repeated"][name] = share
-        figures["agreement"][name] = agreement(draft, target, rows[:, :-1], skip=prompts.size(1) - 1)
+        figures["agreement"][name] = agreement(draft, target, rows[:, :-1], skip=PROMPT - 1)
     return figures
 
 
 def examples(target_folder: Path, count: int = 120) -> str:
-    """The greedy completions of the demo prompts, for a reader to judge."""
+    """Sampled completions of the demo prompts, for a reader to judge."""
     tokenizer, target = load_tokenizer(target_folder), load_model(target_folder)
     blocks = []
     for prompt in DEMO_PROMPTS:
-        row = complete(target, tokenizer(prompt, return_tensors="pt").input_ids, count, 0.0)[0]
+        row = complete(target, tokenizer(prompt, return_tensors="pt").input_ids, count, TEMPERATURE)[0]
         blocks.append(f"{prompt}⟦{tokenizer.decode(row)}⟧")
     return "\n\n-----\n\n".join(blocks)
 

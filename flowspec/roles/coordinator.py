@@ -105,6 +105,10 @@ class Coordinator(Node):
         """Put a message into the forward pipe, in order with the segments."""
         self._outgoing.put_nowait(message)
 
+    def stage_died(self, name: str, reason: str) -> None:
+        """For whoever saw the process of a stage end: live requests fail with `reason` at once."""
+        self._watch.died(name, reason)
+
     async def ready(self) -> None:
         """Wait until every stage is READY; raises what makes the node fail, or `PeerTimeout` naming who is missing."""
         assert self._ended is not None, "the node was not started"

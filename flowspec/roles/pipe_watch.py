@@ -145,6 +145,13 @@ class PipeWatch:
     def leaving(self, message: Leaving) -> None:
         self._handshake.leaving(message.node, message.incarnation)
 
+    def died(self, name: str, reason: str) -> None:
+        """Somebody saw a stage end: its silence need not be waited for."""
+        peer = self._handshake.peers[name]
+        if peer.hello is not None and not peer.lost:
+            peer.lost, peer.seen = True, set()
+            self._stage_lost(name, reason)
+
     def leaving_stages(self) -> list[str]:
         return [peer.name for peer in self._handshake.peers.values() if peer.leaving]
 

@@ -28,6 +28,9 @@ from flowspec.topology import Topology
 Report = Callable[[str, int, int], None]
 """Called with (what the node does, done, total): "loading" with bytes, "connecting", at the draft node "ready" ..."""
 
+MAX_WORDS = 64 * 1024
+"""Bytes of one message of a parent."""
+
 INTERRUPTED = 130
 """Exit code of a node that was stopped before it had started, as shells have it."""
 
@@ -55,6 +58,10 @@ class Brakes:
             self._task.cancel()
         else:
             self._node.drain()
+
+    def stage_died(self, name: str, reason: str) -> None:
+        if isinstance(self._node, Coordinator):
+            self._node.stage_died(name, reason)
 
     def stop(self) -> None:
         if self._node is None:
@@ -85,15 +92,18 @@ class ParentLine:
     def _hear(self) -> None:
         assert self._brakes is not None
         try:
-            word = json.loads(self._connection.recv_bytes(1024)).get("do")
+            words = json.loads(self._connection.recv_bytes(MAX_WORDS))
         except (OSError, EOFError, ValueError):
             self.hang_up()
             self._brakes.stop()
             return
-        if word == "drain":
-            self._brakes.drain()
-        elif word == "stop":
-            self._brakes.stop()
+        match words:
+            case {"do": "drain"}:
+                self._brakes.drain()
+            case {"do": "stop"}:
+                self._brakes.stop()
+            case {"do": "mourn", "node": name, "reason": reason}:
+                self._brakes.stage_died(name, reason)
 
 
 async def serve(topology: Topology, name: str, report: Report, line: ParentLine | None = None) -> None:

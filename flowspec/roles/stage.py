@@ -325,7 +325,7 @@ class StageNode(Node):
         for incarnation, reason in beacon.refused:
             if incarnation == self.incarnation:
                 raise PipelineError(
-                    reason, node=self.name, hint="see the coordinator's configuration beside this node's"
+                    reason, node=self.name, hint="compare this node's name, model and topology with the coordinator's"
                 )
         if beacon.incarnation != self._coordinator and self._coordinator is not None:
             await self._forget_coordinator()

@@ -78,14 +78,20 @@ def _or_auto(value: object) -> object:
 
 
 def show_layers(layers: tuple[int, int] | Literal["auto"]) -> str:
-    """The layers as the file writes them: "0-7" for (0, 8)."""
-    return layers if layers == "auto" else f"{layers[0]}-{layers[1] - 1}"
+    """The layers as the file writes them: "0-7" for (0, 8), "7" for (7, 8)."""
+    if layers == "auto":
+        return layers
+    first, last = layers[0], layers[1] - 1
+    return f"{first}-{last}" if first < last else str(first)
 
 
 Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
 Layers = Annotated[tuple[int, int] | Literal["auto"], PlainValidator(_parse_layers), PlainSerializer(show_layers)]
+PolicyName = Literal["flowspec", "autoregressive"]
+"""The policies of `flowspec.schedule.arbiter.POLICIES`, which a topology knows by name only."""
+
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
 Threads = Annotated[

@@ -30,6 +30,7 @@ from flowspec.topology.sections import (
     Link,
     LinkEmulation,
     NodeEntry,
+    PolicyName,
     SamplingDefaults,
     Section,
     Text,
@@ -68,7 +69,7 @@ class Topology(Section):
 
     model: Text = DEMO_MODEL
     drafter: Drafter = Drafter()
-    policy: Text = "flowspec"
+    policy: PolicyName = "flowspec"
     dtype: Dtype = "float32"
     device: Device = "cpu"
     threads: Threads = None

@@ -110,7 +110,11 @@ class SocketSet:
         try:
             socket.connect(address)
         except zmq.ZMQError as error:
-            raise TransportError(f"cannot connect to {address}: {error.strerror}", node=self.owner) from error
+            raise TransportError(
+                f"cannot connect to {address}: {error.strerror}",
+                node=self.owner,
+                hint="an address reads tcp://HOST:PORT, for example tcp://127.0.0.1:5700",
+            ) from error
 
     async def close(self, seconds: float) -> None:
         for socket in self._sockets:

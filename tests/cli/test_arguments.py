@@ -127,6 +127,15 @@ def test_a_prompt_comes_from_standard_input(
     assert read_prompt("-") == "def f(\n"
 
 
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_bytes_that_are_no_text_are_refused_as_a_prompt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, errors: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\x81"), encoding="utf-8", errors=errors))
+    code, _, err = run_main(capsys, "generate", "--connect", "127.0.0.1:1", "--prompt", "-")
+    assert (code, err.splitlines()[0]) == (4, "error: standard input is not UTF-8 text")
+
+
 def test_no_prompt_on_a_terminal_is_an_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,7 +188,7 @@ def test_dry_run_tells_layers_weights_cache_and_ports(
         assert code == 0
     assert "ports 5700-5702" in told["draft"]
     assert "embedding, norm and head" in told["draft"]
-    assert "layers   0-0 of 2, embedding" in told["stage-1"]
+    assert "layers   0 of 0-1, embedding" in told["stage-1"]
     assert "ports 5704-5705" in told["stage-2"]
     assert "a row" in told["stage-2"]
 

@@ -58,6 +58,7 @@ async def test_a_killed_stage_is_named_and_nothing_hangs(model: Path) -> None:
             with pytest.raises(FlowspecError) as caught:
                 await first_chunk_then(client, lambda: os.kill(cluster.processes["stage-2"], signal.SIGKILL), 400)
             assert "stage-2" in str(caught.value)
+            assert "signal 9" in str(caught.value)
             partial = caught.value.partial
             assert partial is not None
             written = list(partial.token_ids)

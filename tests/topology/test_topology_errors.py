@@ -51,6 +51,9 @@ MISTAKES = (
         "layers of a draft node", "5700}", "5700, layers: 0-1}", 3, "nodes.0.layers", "a draft node holds no layers"
     ),
     Mistake("a gap in the layers", "4-7", "5-7", 5, "nodes.2.layers", "leaves a gap: one ends with layer 3"),
+    Mistake(
+        "a policy that there is not", "nodes:", "policy: fast\nnodes:", 2, "policy", "'flowspec' or 'autoregressive'"
+    ),
     Mistake("an overlap of layers", "4-7", "3-7", 5, "nodes.2.layers", "leaves an overlap: one ends with layer 3"),
     Mistake("layers that begin late", "0-3", "1-3", 4, "nodes.1.layers", "the first stage begins with layer 0"),
     Mistake("a range that ends early", "4-7", "7-4", 5, "nodes.2.layers", "ends before it begins"),
