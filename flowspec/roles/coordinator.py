@@ -228,8 +228,11 @@ class Coordinator(Node):
     # ---- carrying out ------------------------------------------------------------------------------------------------
 
     def apply(self, event: Event) -> None:
-        """Let the scheduler decide, and carry its commands out. Never waits."""
-        for command in self.scheduler.handle(event):
+        """Let the scheduler decide, and carry its commands out. Never waits.
+
+        Segments go first: the pipe waits for them, and nobody reads as fast as text is written.
+        """
+        for command in sorted(self.scheduler.handle(event), key=lambda command: not isinstance(command, SendSegment)):
             self._carry_out(command)
 
     def _carry_out(self, command: Command) -> None:
@@ -240,10 +243,11 @@ class Coordinator(Node):
             case GrowTree():
                 self._drafts.ask(command)
             case EmitTokens():
-                self._desk.emit(command)
+                # Behind what is in the outgoing queue now; in the order of the commands.
+                asyncio.get_running_loop().call_soon(self._desk.emit, command)
             case FinishSession(session, epoch):
                 self._outgoing.put_nowait(Close(session, epoch))
-                self._desk.finish(command)
+                asyncio.get_running_loop().call_soon(self._desk.finish, command)
             case BreakSession(session, _, reason):
                 self._desk.fail(session, PipelineError(reason, session=session))
             case OpenSession(session, epoch):

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from flowspec.schedule.events import PipeProfile
 from flowspec.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, NodeStatus, ProbeSeen, TimeCurve
 
+MOST_REFUSED = 16
+"""Refused nodes that are remembered, the newest ones; a beacon tells them why."""
+
 
 @dataclass(slots=True)
 class Peer:
@@ -82,6 +85,8 @@ class Handshake:
         reason = self._objection(message)
         if reason is not None:
             self.refused[message.incarnation] = reason
+            while len(self.refused) > MOST_REFUSED:
+                del self.refused[next(iter(self.refused))]
             return None
         assert peer is not None
         if peer.hello is not None and peer.hello.incarnation == message.incarnation:

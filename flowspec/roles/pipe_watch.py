@@ -63,7 +63,7 @@ class PipeWatch:
         """Task: send beacons and probes, notice silence."""
         while True:
             await self._hints.send(
-                Beacon(self._incarnation, self._handshake.welcomed, tuple(self._handshake.refused.items())[-16:])
+                Beacon(self._incarnation, self._handshake.welcomed, tuple(self._handshake.refused.items()))
             )
             if not self.ready and self._handshake.introduced:
                 self._probe()

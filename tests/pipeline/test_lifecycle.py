@@ -42,6 +42,17 @@ async def test_a_restarted_stage_makes_the_pipe_ready_again(model: Path) -> None
             assert list((await complete(running, PROMPT, "flowspec")).token_ids) == expected
 
 
+async def test_stages_serve_the_next_coordinator(model: Path) -> None:
+    transport = MemoryTransport()
+    async with pipeline(model, 3, transport=transport, drafter="ngram", timeouts=QUICK) as running:
+        await running.coordinator.close()
+        async with Coordinator(running.topology, transport=transport) as again:
+            await again.ready()
+            async with Client(running.topology.client_address, transport=transport) as client:
+                result = await client.generate(prompt_token_ids=PROMPT, max_new_tokens=24, ignore_eos=True)
+                assert list(result.token_ids) == alone(model, PROMPT, 24)
+
+
 async def test_a_stage_lost_in_a_stream_ends_it_with_its_name_and_the_tokens_so_far(model: Path) -> None:
     async with pipeline(model, 3, drafter="ngram", timeouts=QUICK) as running:
         stream = running.client.stream(prompt_token_ids=PROMPT, max_new_tokens=400, ignore_eos=True)

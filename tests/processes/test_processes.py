@@ -66,7 +66,7 @@ async def test_a_killed_stage_is_named_and_nothing_hangs(model: Path) -> None:
             assert written == alone(model, PROMPT, len(written))
 
 
-async def test_a_frozen_stage_is_named_after_the_heartbeat_deadline(model: Path) -> None:
+async def test_a_frozen_stage_is_named_after_the_heartbeat_deadline_and_taken_back_when_it_thaws(model: Path) -> None:
     async with asyncio.timeout(DEADLINE):
         async with cluster_of(model) as cluster, cluster.client() as client:
             frozen = cluster.processes["stage-1"]
@@ -76,6 +76,10 @@ async def test_a_frozen_stage_is_named_after_the_heartbeat_deadline(model: Path)
                 assert not (await client.status()).ready
             finally:
                 os.kill(frozen, signal.SIGCONT)
+            while not (await client.status()).ready:
+                pass
+            again = await client.generate(prompt_token_ids=PROMPT, max_new_tokens=12, ignore_eos=True)
+            assert list(again.token_ids) == alone(model, PROMPT, 12)
 
 
 async def test_a_drain_lets_the_running_request_end(model: Path) -> None:
