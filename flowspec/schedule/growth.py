@@ -48,8 +48,8 @@ class Growth:
         self.lost = not session.drafter
         self.step_seconds: float | None = None
         """Smoothed duration of a step; None before the first that was not a prefill."""
-        self.hit = 0.6
-        """Smoothed probability of an expanded token's best child."""
+        self.hits = [0.6, 0.12, 0.05, 0.03]
+        """Smoothed probabilities of an expanded token's children, the best first."""
         self._promised = self._kept = 1.0
         """Smoothed probability that the drafter gave to the children of an accepted token, and how often one of them
         was the next token indeed."""
@@ -68,8 +68,17 @@ class Growth:
 
     @property
     def trust(self) -> float:
-        """Factor on the probability of each guess, at most 1: a drafter that is often wrong says so too rarely."""
-        return max(0.05, min(1.0, self._kept / self._promised))
+        """Factor on the probability of each guess: a drafter may be right more often than it says, or less."""
+        return max(0.05, min(2.0, self._kept / self._promised))
+
+    @property
+    def hit(self) -> float:
+        """Probability of an expanded token's best child."""
+        return self.hits[0]
+
+    def _coming(self, score: float) -> list[float]:
+        """Probabilities of the children to come of a token with that score."""
+        return [exp(score) * hit for hit in self.hits]
 
     def follow(self, moved: Reroot) -> None:
         """A verdict moved the root."""
@@ -131,7 +140,7 @@ class Growth:
         if len(waiting) == ahead:
             bar = waiting[-1].score - log(self.hit)
             best = [scored for scored in best if scored.score > bar]
-        gained = sum(exp(scored.score) for scored in best) * self.hit
+        gained = sum(sum(self._coming(scored.score)) for scored in best)
         certain = best and best[0].serial == tree.root
         if not certain and gained * plain_seconds < settings.gain * (self.step_seconds or 0.0):
             return []
@@ -150,11 +159,12 @@ class Growth:
         for parent, children in event.children:
             if not children:
                 continue
-            best = exp(min(0.0, max(score for _, score in children) + doubt))
-            self.hit += self.settings.hit_smoothing * (best - self.hit)
+            scores = sorted((min(0.0, score + doubt) for _, score in children), reverse=True)
+            for rank, score in enumerate(scores[: len(self.hits)]):
+                self.hits[rank] += self.settings.hit_smoothing * (exp(score) - self.hits[rank])
             if parent in tree:
                 tree[parent].promised = min(1.0, sum(exp(min(0.0, score)) for _, score in children))
-                tree.merge(parent, [(token, score + doubt) for token, score in children])
+                tree.merge(parent, [(token, min(0.0, score + doubt)) for token, score in children])
         tree.trim(self.settings.pool)
 
     def promise(self) -> tuple[list[float], float] | None:
@@ -165,13 +175,15 @@ class Growth:
         if self.out is None or self.step_seconds is None or self._reading > self.settings.typical_tokens:
             return None
         tree = self.session.tree
-        alive = [exp(scored.score) * self.hit for scored in tree.ranking() if scored.serial in self.out]
+        alive = [
+            chance for scored in tree.ranking() if scored.serial in self.out for chance in self._coming(scored.score)
+        ]
         if alive:
             return alive, self.step_seconds
         fresh = tree.unexpanded(log(self.settings.floor), self.session.remaining - 1, self.settings.expand)
         if not fresh:
             return None
-        return [exp(scored.score) * self.hit for scored in fresh], 2 * self.step_seconds
+        return [chance for scored in fresh for chance in self._coming(scored.score)], 2 * self.step_seconds
 
     def check_integrity(self) -> None:
         """Raise `InvariantViolation` where the books do not agree with the tree."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import socket
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -264,3 +265,10 @@ def all_nodes(topology: Topology) -> list[Node]:
 
 def taken(node: Node) -> range:
     return range(node.port, node.port + node.ports)
+
+
+def test_the_policies_of_a_file_are_those_that_there_are() -> None:
+    from flowspec.schedule.arbiter import POLICIES
+    from flowspec.topology.sections import PolicyName
+
+    assert set(get_args(PolicyName)) == set(POLICIES)
