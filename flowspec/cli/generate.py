@@ -68,10 +68,13 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare with the model run whole, in this process.")] = False,
-    connect_timeout: Annotated[float, typer.Option(help="Seconds to wait for the first answer.")] = 10.0,
+    connect_timeout: Annotated[
+        float | None, typer.Option(help="Seconds to wait for the first answer; else the topology's, 10.")
+    ] = None,
 ) -> None:
     """Continue a prompt: with --connect or --topology on a running pipeline, else on one started for the call."""
     from flowspec.runtime.loop import run
+    from flowspec.topology import Timeouts
 
     options = options_of(
         max_new_tokens=max_new_tokens,
@@ -93,6 +96,8 @@ def generate(
     address, file = _target(connect, topology, dict(local), model, check)
     if address is None and file is None:
         file = _local_topology(model, stages, drafter, draft, dtype)
+    if connect_timeout is None:
+        connect_timeout = (file.timeouts if file is not None else Timeouts()).connect
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = run(
         _generate(

@@ -24,10 +24,10 @@ def options_of(**given: Any) -> dict[str, Any]:
     return options
 
 
-def check_counts(*, stages: int | None = None, connect_timeout: float = 1.0) -> None:
+def check_counts(*, stages: int | None = None, connect_timeout: float | None = None) -> None:
     if stages is not None and stages < 1:
         raise ConfigurationError(f"stages is {stages}; a pipeline has at least one")
-    if not 0 < connect_timeout < float("inf"):
+    if connect_timeout is not None and not 0 < connect_timeout < float("inf"):
         raise ConfigurationError(f"connect-timeout is {connect_timeout}; it must be above 0 seconds")
 
 

@@ -82,7 +82,9 @@ class Coordinator(Node):
     def __init__(
         self, topology: Topology, *, transport: Transport | None = None, progress: Progress | None = None
     ) -> None:
-        super().__init__(topology.draft_node.name, close_deadline=topology.timeouts.close)
+        super().__init__(
+            topology.draft_node.name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain
+        )
         self.topology = topology
         import os
 
@@ -137,7 +139,7 @@ class Coordinator(Node):
         if transport is None:
             from flowspec.transport.zeromq import ZeroMQTransport
 
-            transport = ZeroMQTransport()
+            transport = ZeroMQTransport.of(self.topology)
         channels = self._channels = await transport.open_coordinator(self.topology)
         self._compute = ComputeThread(f"{self.name} drafter")
         await self._compute.run(self._load)

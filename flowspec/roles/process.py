@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -19,11 +20,13 @@ from typing import Any
 
 import torch
 
-from flowspec.errors import FlowspecError, PipelineError
+from flowspec.errors import FlowspecError, PeerTimeout, PipelineError
 from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.stage import StageNode
 from flowspec.runtime.loop import run
 from flowspec.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 Report = Callable[[str, int, int], None]
 """Called with (what the node does, done, total): "loading" with bytes, "connecting", at the draft node "ready" ..."""
@@ -131,20 +134,32 @@ async def serve(topology: Topology, name: str, report: Report, line: ParentLine 
         async with _node(topology, name, report_soon) as node:
             brakes.attach(node)
             if isinstance(node, Coordinator):
-                await _until_ready(node)
+                await _until_ready(node, patient=line is None)
             await node.wait()
     finally:
         if line:
             line.hang_up()
 
 
-async def _until_ready(coordinator: Coordinator) -> None:
-    """Return when the pipe is READY or the node has ended; raises what makes it fail, or `PeerTimeout`."""
-    ready, ended = asyncio.ensure_future(coordinator.ready()), asyncio.ensure_future(coordinator.wait())
+async def _until_ready(coordinator: Coordinator, *, patient: bool) -> None:
+    """Return when the pipe is READY or the node has ended; raises what makes it fail, or `PeerTimeout`.
+
+    A patient one waits on: somebody may be walking from device to device.
+    """
+    ended = asyncio.ensure_future(coordinator.wait())
+    ready = asyncio.ensure_future(coordinator.ready())
     try:
-        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
-        if ready.done():
-            ready.result()
+        while True:
+            await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return None
+            try:
+                return ready.result()
+            except PeerTimeout as error:
+                if not patient:
+                    raise
+                logger.warning("%s", error)
+                ready = asyncio.ensure_future(coordinator.ready())
     finally:
         for future in (ready, ended):
             future.cancel()

@@ -71,7 +71,7 @@ class StageNode(Node):
     def __init__(
         self, topology: Topology, name: str, *, transport: Transport | None = None, progress: Progress | None = None
     ) -> None:
-        super().__init__(name, close_deadline=topology.timeouts.close)
+        super().__init__(name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain)
         self.topology = topology
         self.node = topology.node(name)
         self.index = topology.stage_index(name)
@@ -126,7 +126,7 @@ class StageNode(Node):
         if transport is None:
             from flowspec.transport.zeromq import ZeroMQTransport
 
-            transport = ZeroMQTransport()
+            transport = ZeroMQTransport.of(self.topology)
         channels = self._channels = await transport.open_stage(self.topology, self.name)
         compute = self._compute = ComputeThread(f"{self.name} compute")
         self._introduction: Introduction = await compute.run(

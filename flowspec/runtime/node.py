@@ -26,10 +26,11 @@ class Node(abc.ABC):
     `incarnation` is drawn at start: a new one means that whatever the node held is gone.
     """
 
-    def __init__(self, name: str, *, close_deadline: float = 5.0) -> None:
+    def __init__(self, name: str, *, close_deadline: float = 5.0, drain_deadline: float = 60.0) -> None:
         self.name = name
         self.incarnation = secrets.token_hex(8)
         self._close_deadline = close_deadline
+        self._drain_deadline = drain_deadline
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] | None = None
         self._draining = False
@@ -104,7 +105,11 @@ class Node(abc.ABC):
             self._ended.exception()
 
     async def _drain_then_stop(self) -> None:
-        await self._drain()
+        try:
+            async with asyncio.timeout(self._drain_deadline):
+                await self._drain()
+        except TimeoutError:
+            logger.warning("%s: live sessions did not end within %g s, stopping", self.name, self._drain_deadline)
         self._end(None)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:

@@ -201,8 +201,8 @@ class Limits(Section):
     """Bytes that a node may spend on caches."""
     queue: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Messages that wait at a channel before its sender has to wait."""
-    message: Size = 256 * 1024**2
-    """Bytes of the largest message that a node accepts."""
+    message: Size = 64 * 1024**2
+    """Bytes of the largest tensor that a node accepts in a message."""
 
 
 class Timeouts(Section):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import zmq
@@ -30,6 +31,7 @@ from flowspec.transport.sockets import (
     SocketSender,
     SocketSet,
 )
+from flowspec.wire.frames import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from flowspec.topology import Topology
@@ -40,6 +42,12 @@ class ZeroMQTransport:
 
     def __init__(self, options: SocketOptions | None = None) -> None:
         self.options = options or SocketOptions()
+
+    @classmethod
+    def of(cls, topology: Topology) -> ZeroMQTransport:
+        """With the bounds that a topology sets: `limits.queue` and `limits.message`."""
+        limits = replace(DEFAULT_LIMITS, tensor_bytes=topology.limits.message)
+        return cls(SocketOptions(pipe_depth=topology.limits.queue, limits=limits))
 
     async def open_stage(self, topology: Topology, name: str) -> StageChannels:
         index = topology.stage_index(name)

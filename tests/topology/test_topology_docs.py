@@ -33,7 +33,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "`timeouts`": Timeouts,
     "`link` and `links`": Link,
 }
-SIZES = {2 * 1024**3: "2GiB", 256 * 1024**2: "256MiB"}
+SIZES = {2 * 1024**3: "2GiB", 64 * 1024**2: "64MiB"}
 OF_THE_TOPOLOGY = ("device", "dtype", "threads", "model")
 
 
