@@ -86,9 +86,7 @@ class Coordinator(Node):
             topology.draft_node.name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain
         )
         self.topology = topology
-        import os
-
-        self.scheduler = Scheduler(settings=eval(os.environ.get("FS_SETTINGS", "None")))  # TEMPORARY
+        self.scheduler = Scheduler()
         self._transport = transport
         self._progress = progress or (lambda *_: None)
         self._compute: ComputeThread | None = None

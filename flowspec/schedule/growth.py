@@ -20,11 +20,11 @@ from flowspec.wire.messages import NO_PARENT, DraftTokens
 class GrowthSettings:
     """How the tree grows."""
 
-    expand: int = 6
+    expand: int = 10
     """Most tokens that one step expands."""
     floor: float = 0.005
     """Probability, from the root, below which a token is not expanded."""
-    gain: float = 0.5
+    gain: float = 0.2
     """A step is asked for when the tokens that it may gain would take longer than this many steps without drafts."""
     trust_smoothing: float = 0.03
     """Weight of the newest accepted token in the running means that tell how far to trust the drafter's scores."""

@@ -28,6 +28,10 @@ TYPICAL_TOKENS = 8
 ROUNDING = 0.2
 """How much of one bottleneck time a round trip may exceed a whole number before it counts as one more segment."""
 
+CROWDED = 1.6
+"""How much longer a segment takes, where nodes share cores, than they measured each for itself: the CPU's caches hold
+another node's weights, and threads wait for a core (measured with five nodes on two cores)."""
+
 PREFILL_SIZES = (16, 32, 64, 96, 128)
 
 
@@ -51,7 +55,8 @@ class PipeModel:
         return sum(self.profile.stage_time(i, tokens) for i in range(self.stages)) + sum(self.profile.links)
 
     def _segment(self, tokens: int) -> float:
-        return max(self.bottleneck(tokens), self.round_trip(tokens) / self.window)
+        seconds = max(self.bottleneck(tokens), self.round_trip(tokens) / self.window)
+        return seconds * CROWDED if self.contended else seconds
 
     @cached_property
     def _scarce_cores(self) -> int | None:
