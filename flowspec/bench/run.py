@@ -92,7 +92,7 @@ def measure_all(
     hop, sampling, bookkeeping = measure_hop(extent.repeats), measure_sampling(), measure_bookkeeping()
     rows += [
         Row("one hop, 16 x 4096 bfloat16", f"{hop.hop:.2f} ms (raw {hop.raw:.2f})", "at most 0.45 ms", hop.hop <= 0.45),
-        Row("top-p of 128,000, a verdict", f"{sampling['sharp']:.2f} ms", "at most 2 ms", sampling["sharp"] <= 2),
+        Row("top-p of 128,000, a token", f"{sampling['sharp']:.2f} ms", "at most 2 ms", sampling["sharp"] <= 2),
         Row("bookkeeping of a segment", f"{bookkeeping['sum']:.2f} ms", "under 0.5 ms", bookkeeping["sum"] < 0.5),
     ]
     tell("memory of stages ...")
