@@ -31,7 +31,7 @@ class Admission:
         self._topology = topology
         self._policies = policies
         self.tokenizer: Any = load_tokenizer(checkpoint.path)
-        self._vocab_size = int(checkpoint.config.vocab_size)
+        self._vocab_size = checkpoint.vocab_size
         self.eos = frozenset(checkpoint.eos_token_ids)
         self.context_limit = min(checkpoint.context_limit, topology.limits.context or checkpoint.context_limit)
         self._defaults = _defaults(topology, checkpoint.path)

@@ -24,7 +24,7 @@ from flowspec.roles.handshake import Handshake
 from flowspec.roles.introduction import host_identity, use_threads
 from flowspec.roles.pipe_watch import PipeWatch
 from flowspec.runtime.compute import ComputeThread
-from flowspec.runtime.emulation import EmulatedSender
+from flowspec.runtime.emulation import over_link
 from flowspec.runtime.node import Node
 from flowspec.schedule.arbiter import POLICIES, Scheduler
 from flowspec.schedule.events import (
@@ -162,7 +162,8 @@ class Coordinator(Node):
             end=self._drafts.close,
             status=self._status,
         )
-        self.spawn(self._feed_pipe(self._first_link(channels.forward_out)), "forward pipe")
+        pipe = over_link(channels.forward_out, self.topology, self, self.topology.stages[0].name)
+        self.spawn(self._feed_pipe(pipe), "forward pipe")
         self.spawn(self._read_returns(), "return pipe")
         self.spawn(desk.read(), "clients")
         self.spawn(desk.write(), "answers")
@@ -173,7 +174,7 @@ class Coordinator(Node):
         """Tokenizer, drafter and the picture of the model; on the compute thread."""
         use_threads(self.topology.draft_node.threads)
         checkpoint = Checkpoint(resolve_model(self.topology.draft_node.model))
-        self.hidden_bytes = int(checkpoint.config.hidden_size) * 4
+        self.hidden_bytes = checkpoint.hidden_size * 4
         self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
         self._progress("loading the drafter", 0, 0)
         self.drafter = build_drafter(self.topology, checkpoint)
@@ -184,14 +185,6 @@ class Coordinator(Node):
             tokenizer=checkpoint.tokenizer_hash(),
             layers=checkpoint.layer_count,
         )
-
-    def _first_link(self, pipe: Sender) -> Sender:
-        link = self.topology.link_emulation(self.name, self.topology.stages[0].name)
-        if link is None:
-            return pipe
-        slow = EmulatedSender(pipe, latency=link.latency, rate=link.rate)
-        self.spawn(slow.pump(), "link to the first stage")
-        return slow
 
     async def _close(self) -> None:
         if self._desk is not None:

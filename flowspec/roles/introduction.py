@@ -15,6 +15,7 @@ from flowspec.model.block import LayerBlock
 from flowspec.model.curve import measure
 from flowspec.model.hub import resolve_model
 from flowspec.model.weights import Checkpoint
+from flowspec.roles.stage_session import StageTime
 from flowspec.topology import Topology
 from flowspec.wire.messages import PROTOCOL_VERSION, Hello, TimeCurve
 
@@ -66,8 +67,8 @@ def load_stage(
     )
     progress("measuring", 0, 0)
     tokens, seconds = measure(block)
-    base, per_token = (node.emulate.base_ms / 1e3, node.emulate.per_token_ms / 1e3) if node.emulate else (0.0, 0.0)
-    emulated = tuple(max(time, base + per_token * count) for count, time in zip(tokens, seconds, strict=True))
+    stage_time = StageTime.emulated(node.emulate)
+    emulated = tuple(max(time, stage_time.of(count)) for count, time in zip(tokens, seconds, strict=True))
     hello = Hello(
         protocol=PROTOCOL_VERSION,
         node=name,

@@ -21,7 +21,7 @@ from flowspec.roles.introduction import Introduction, load_stage
 from flowspec.roles.session_table import SessionTable
 from flowspec.roles.stage_session import StageSession, StageTime, Step
 from flowspec.runtime.compute import ComputeThread
-from flowspec.runtime.emulation import EmulatedSender
+from flowspec.runtime.emulation import over_link
 from flowspec.runtime.node import Node
 from flowspec.topology import Topology
 from flowspec.transport.base import Receiver, Sender, StageChannels, Transport
@@ -132,16 +132,17 @@ class StageNode(Node):
         self._introduction: Introduction = await compute.run(
             load_stage, self.topology, self.name, self.incarnation, self._progress
         )
-        emulate = self.node.emulate
-        stage_time = StageTime(emulate.base_ms / 1e3, emulate.per_token_ms / 1e3) if emulate else StageTime()
+        stage_time = StageTime.emulated(self.node.emulate)
         self._sessions = SessionTable(self.name, self.block, compute, stage_time, self.topology.limits.memory)
-        self._return = self._emulated(channels.return_out, self.topology.draft_node.name)
+        self._return = over_link(channels.return_out, self.topology, self, self.topology.draft_node.name)
         self._forward: Sender | None = None
         self._verdicts: Sender | None = None
         if channels.forward_out is not None:
-            self._forward = self._emulated(channels.forward_out, self.topology.stages[self.index + 1].name)
+            self._forward = over_link(
+                channels.forward_out, self.topology, self, self.topology.stages[self.index + 1].name
+            )
         if channels.verdicts is not None:
-            self._verdicts = self._emulated(channels.verdicts, self.topology.draft_node.name)
+            self._verdicts = over_link(channels.verdicts, self.topology, self, self.topology.draft_node.name)
         self._queue: asyncio.Queue[Envelope] = asyncio.Queue(self.topology.limits.queue)
         self._progress("connecting", 0, 0)
         self.spawn(self._read_pipe(channels.forward_in), "forward pipe")
@@ -149,14 +150,6 @@ class StageNode(Node):
         self.spawn(self._work(), "segments")
         self.spawn(self._introduce(), "hello")
         self.spawn(self._beat(), "heartbeat")
-
-    def _emulated(self, sender: Sender, peer: str) -> Sender:
-        link = self.topology.link_emulation(self.name, peer)
-        if link is None:
-            return sender
-        slow = EmulatedSender(sender, latency=link.latency, rate=link.rate)
-        self.spawn(slow.pump(), f"link to {peer}")
-        return slow
 
     async def _close(self) -> None:
         if self._compute is not None and not await self._compute.close(self._close_deadline):

@@ -15,6 +15,7 @@ from flowspec.errors import InvariantViolation
 from flowspec.model.block import LayerBlock
 from flowspec.model.sampling import Sampler, TokenHistory
 from flowspec.runtime.emulation import hold
+from flowspec.topology import Emulation
 from flowspec.wire.messages import DraftTokens, Open, Segment
 
 WALK_ROWS = 4
@@ -27,6 +28,11 @@ class StageTime:
 
     base: float = 0.0
     per_token: float = 0.0
+
+    @classmethod
+    def emulated(cls, emulation: Emulation | None) -> StageTime:
+        """What a topology says of a stage."""
+        return cls(emulation.base_ms / 1e3, emulation.per_token_ms / 1e3) if emulation else cls()
 
     def of(self, tokens: int) -> float:
         return self.base + self.per_token * tokens

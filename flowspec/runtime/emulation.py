@@ -17,6 +17,9 @@ from flowspec.wire.messages import Message
 if TYPE_CHECKING:
     import torch
 
+    from flowspec.runtime.node import Node
+    from flowspec.topology import Topology
+
 HEADER_BYTES = 200
 """Typical size of a header frame: what a message without tensors is charged on an emulated link."""
 
@@ -68,3 +71,13 @@ class EmulatedSender:
 
     def statistics(self) -> ChannelStatistics:
         return self._inner.statistics()
+
+
+def over_link(sender: Sender, topology: Topology, node: Node, peer: str) -> Sender:
+    """What `node` sends to `peer` through: slowed down where the topology emulates that link, else `sender` itself."""
+    link = topology.link_emulation(node.name, peer)
+    if link is None:
+        return sender
+    slow = EmulatedSender(sender, latency=link.latency, rate=link.rate)
+    node.spawn(slow.pump(), f"link to {peer}")
+    return slow

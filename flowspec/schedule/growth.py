@@ -159,12 +159,13 @@ class Growth:
         for parent, children in event.children:
             if not children:
                 continue
-            scores = sorted((min(0.0, score + doubt) for _, score in children), reverse=True)
+            corrected = [(token, min(0.0, score + doubt)) for token, score in children]
+            scores = sorted((score for _, score in corrected), reverse=True)
             for rank, score in enumerate(scores[: len(self.hits)]):
                 self.hits[rank] += self.settings.hit_smoothing * (exp(score) - self.hits[rank])
             if parent in tree:
                 tree[parent].promised = min(1.0, sum(exp(min(0.0, score)) for _, score in children))
-                tree.merge(parent, [(token, min(0.0, score + doubt)) for token, score in children])
+                tree.merge(parent, corrected)
         tree.trim(self.settings.pool)
 
     def promise(self) -> tuple[list[float], float] | None:

@@ -230,3 +230,13 @@ async def test_a_client_that_finds_the_pipe_unready_hears_who_is_missing(model: 
         assert not (await client.status()).ready
         with pytest.raises(PipelineError, match="stage-2"):
             await client.generate(prompt_token_ids=PROMPT)
+
+
+async def test_emulated_stages_and_links_change_no_token(model: Path) -> None:
+    slow = {
+        "each_stage": {"emulate": {"base_ms": 1.0, "per_token_ms": 0.1}},
+        "link": {"latency_ms": 1.0, "rate_mbit": 100.0},
+    }
+    async with pipeline(model, 3, drafter="ngram", **slow) as running:
+        for policy in ("autoregressive", "flowspec"):
+            assert list((await complete(running, PROMPT, policy)).token_ids) == alone(model, PROMPT, 24), policy
