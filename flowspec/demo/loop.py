@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,13 @@ class Trainer:
     """Trains ``model`` on ``stream`` until the plan's schedule is over, resuming from the plan's checkpoint."""
 
     def __init__(
-        self, model: Any, loss: Loss, stream: WindowStream, plan: Plan, step_loss: Callable[..., Any] | None = None
+        self,
+        model: Any,
+        loss: Loss,
+        stream: WindowStream,
+        plan: Plan,
+        step_loss: Callable[..., Any] | None = None,
+        before: Totals | None = None,
     ) -> None:
         self._model = model
         self._loss = loss
@@ -57,7 +63,8 @@ class Trainer:
         self._plan = plan
         self._optimizers = Optimizers(model)
         self._device = next(model.parameters()).device
-        self.totals = Totals()
+        self._begun = before or Totals()
+        self.totals = replace(self._begun)
         self._resume()
 
     def run(self, validation: torch.Tensor) -> Totals:
@@ -95,10 +102,14 @@ class Trainer:
         windows = self._stream.next_batch(count, length).to(self._device)
         loss = self._step_loss(windows)
         loss.backward()
-        self._optimizers.step(plan.schedule.factor(self.totals.steps, now))
+        self._optimizers.step(self._factor(now))
         self.totals.steps += 1
         self.totals.tokens += count * length
         return float(loss.item())
+
+    def _factor(self, now: float) -> float:
+        """The rates' factor; fresh optimizers warm up, also on a model that was trained before."""
+        return self._plan.schedule.factor(self.totals.steps - self._begun.steps, now)
 
     def _print(self, recent: list[float], seconds: float) -> None:
         plan = self._plan
@@ -107,7 +118,7 @@ class Trainer:
         left = (plan.schedule.deadline - now) / 60
         print(
             f"step {self.totals.steps} loss {sum(recent) / len(recent):.4f} tokens {self.totals.tokens / 1e6:.2f}M "
-            f"{rate:.0f} tokens/s rate x{plan.schedule.factor(self.totals.steps, now):.2f} {left:.1f} min left",
+            f"{rate:.0f} tokens/s rate x{self._factor(now):.2f} {left:.1f} min left",
             flush=True,
         )
 

@@ -8,6 +8,7 @@ A part that is interrupted resumes from its checkpoint; its time budget then sta
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -47,10 +48,15 @@ def run_tokenizer(options: argparse.Namespace) -> None:
 def run_target(options: argparse.Namespace) -> Totals:
     """Train the target and export it."""
     tokenizer = load_tokenizer(options.target)
-    model = new_model(target_config(vocab_size=len(tokenizer)), options.seed).to(options.device)
+    model = new_model(target_config(vocab_size=len(tokenizer)), options.seed)
+    before = Totals()
+    if options.further:
+        model.load_state_dict(load_model(options.target).state_dict())
+        before = _earlier(options.target)
+    model.to(options.device)
     print(f"target: {parameter_count(model)} parameters", flush=True)
     files = encode_sources(tokenizer, collect(options.corpus), "train")
-    totals = _train(model, next_token_loss(model), tokenizer, options, "target", files)
+    totals = _train(model, next_token_loss(model), tokenizer, options, "target", files, before)
     export(model, tokenizer, options.target, _facts(totals, options))
     return totals
 
@@ -83,9 +89,15 @@ def run_snapshot(options: argparse.Namespace) -> None:
 def run_all(options: argparse.Namespace) -> None:
     """Tokenizer, target, draft and report with the default budgets."""
     run_tokenizer(options)
-    run_target(argparse.Namespace(**{**vars(options), "minutes": options.target_minutes}))
+    run_target(argparse.Namespace(**{**vars(options), "minutes": options.target_minutes, "further": False}))
     run_draft(argparse.Namespace(**{**vars(options), "minutes": options.draft_minutes}))
     write_report(options.target, options.draft, options.corpus, REPORT_WINDOWS, options.target / "README.md")
+
+
+def _earlier(folder: Path) -> Totals:
+    """What the exported model in ``folder`` was already trained on."""
+    facts = json.loads((folder / "training.json").read_text())
+    return Totals(facts["steps"], facts["tokens"])
 
 
 def _facts(totals: Totals, options: argparse.Namespace) -> dict[str, Any]:
@@ -105,7 +117,13 @@ def _own_text(target: Any, files: list[TokenFile], options: argparse.Namespace) 
 
 
 def _train(
-    model: Any, loss: Loss, tokenizer: Any, options: argparse.Namespace, part: str, files: list[TokenFile]
+    model: Any,
+    loss: Loss,
+    tokenizer: Any,
+    options: argparse.Namespace,
+    part: str,
+    files: list[TokenFile],
+    before: Totals | None = None,
 ) -> Totals:
     stream = WindowStream(files, options.seed)
     held = encode_sources(tokenizer, collect(options.corpus), "validation")
@@ -118,7 +136,7 @@ def _train(
         long_length=options.long_length,
     )
     compiled = torch.compile(loss, dynamic=False) if options.compile else loss
-    trainer = Trainer(model, loss, stream, plan, compiled)
+    trainer = Trainer(model, loss, stream, plan, compiled, before)
     return trainer.run(validation)
 
 
@@ -145,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
         part = parts.add_parser(name, parents=[common])
         part.add_argument("--minutes", type=float, default=minutes, help="the time budget; the rate is zero at its end")
         part.set_defaults(run=run)
+    parts.choices["target"].add_argument(
+        "--further", action="store_true", help="start from the weights that --target already holds"
+    )
     snapshot = parts.add_parser("snapshot", parents=[common])
     snapshot.add_argument("--out", type=Path, default=MODEL_DIR)
     snapshot.set_defaults(run=run_snapshot)
