@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 
 from flowspec.demo.data import TokenFile, batches
-from flowspec.demo.sampling import complete, repeated_share
+from flowspec.demo.sampling import complete, mean_repeated_share
 
 TOP: Final = (1, 2, 4)
 BANDS: Final = ((0, 128), (128, 512), (512, 1024), (1024, 1536), (1536, 2000))
@@ -73,8 +73,3 @@ def completions(target: Any, prompts: torch.Tensor, count: int, temperature: flo
     """Prompts with their completions, and the completions' mean share of repeated 8-grams."""
     added = complete(target, prompts, count, temperature)
     return torch.cat([prompts, added], dim=1), mean_repeated_share(added)
-
-
-def mean_repeated_share(rows: torch.Tensor) -> float:
-    """The mean over all rows of their share of repeated 8-grams."""
-    return sum(repeated_share(row) for row in rows.tolist()) / len(rows)

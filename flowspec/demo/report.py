@@ -18,9 +18,9 @@ from flowspec.demo.card import CARD
 from flowspec.demo.corpus import collect, texts
 from flowspec.demo.data import encode_sources, fixed_windows
 from flowspec.demo.losses import bits_per_byte
-from flowspec.demo.measure import agreement, beginnings, completions, loss_by_position, loss_on, mean_repeated_share
+from flowspec.demo.measure import agreement, beginnings, completions, loss_by_position, loss_on
 from flowspec.demo.prompts import DEMO_PROMPTS
-from flowspec.demo.sampling import complete
+from flowspec.demo.sampling import complete, mean_repeated_share
 from flowspec.demo.storage import load_model
 from flowspec.demo.tokenizer import load_tokenizer
 

@@ -44,3 +44,20 @@ def repeated_share(tokens: list[int], size: int = 8) -> float:
     """The share of ``size``-grams that occurred before in the same text: near one for a loop, zero for none."""
     grams = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def mean_repeated_share(rows: torch.Tensor, size: int = 8) -> float:
+    """The mean over all rows of their share of repeated ``size``-grams."""
+    return sum(repeated_share(row, size) for row in rows.tolist()) / len(rows)
+
+
+def repeated_tokens(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """Which tokens end a ``size``-gram that occurred before in the same row: a bool tensor shaped like ``rows``."""
+    repeated = torch.zeros(rows.shape, dtype=torch.bool)
+    for index, row in enumerate(rows.tolist()):
+        seen: set[tuple[int, ...]] = set()
+        for end in range(size, len(row) + 1):
+            gram = tuple(row[end - size : end])
+            repeated[index, end - 1] = gram in seen
+            seen.add(gram)
+    return repeated.to(rows.device)

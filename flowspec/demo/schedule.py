@@ -20,12 +20,16 @@ class Schedule:
     warmup_steps: int = 60
     cooldown: float = 0.4
     """The share of the time, at the end, over which the rate falls linearly to zero."""
+    peak: float = 1.0
+    """The factor between warming up and falling."""
 
     @classmethod
-    def for_minutes(cls, minutes: float, max_steps: int | None = None, cooldown: float = 0.4) -> Schedule:
+    def for_minutes(
+        cls, minutes: float, max_steps: int | None = None, cooldown: float = 0.4, peak: float = 1.0
+    ) -> Schedule:
         """A schedule that starts now."""
         now = time.time()
-        return cls(now, now + 60 * minutes, max_steps, cooldown=cooldown)
+        return cls(now, now + 60 * minutes, max_steps, cooldown=cooldown, peak=peak)
 
     def progress(self, now: float) -> float:
         """The share of the time that has passed, between zero and one."""
@@ -35,7 +39,7 @@ class Schedule:
         """What the rates are multiplied by at this step and time."""
         rising = min(1.0, (step + 1) / self.warmup_steps)
         falling = min(1.0, (1 - self.progress(now)) / self.cooldown)
-        return min(rising, falling)
+        return self.peak * min(rising, falling)
 
     def is_over(self, step: int, now: float) -> bool:
         """Whether the run ends before this step."""

@@ -1,7 +1,8 @@
 """Make the demo model: ``python -m flowspec.demo.train all``, or one part of it at a time.
 
-``tokenizer`` learns the vocabulary, ``target`` trains the target, ``draft`` distils the draft from it, ``snapshot``
-writes a running training's last checkpoint out as a usable model, ``all`` does everything and ends with the report.
+``tokenizer`` learns the vocabulary, ``target`` trains the target, ``settle`` unlearns its loops, ``draft`` distils the
+draft from it, ``snapshot`` writes a running training's last checkpoint out as a usable model, ``all`` does everything
+and ends with the report.
 A part that is interrupted resumes from its checkpoint; its time budget then starts anew.
 """
 
@@ -24,7 +25,7 @@ from flowspec.demo.architecture import draft_from, new_model, parameter_count, t
 from flowspec.demo.corpus import collect, texts
 from flowspec.demo.data import TokenFile, WindowStream, encode_sources, fixed_windows
 from flowspec.demo.loop import Plan, Totals, Trainer
-from flowspec.demo.losses import Loss, distillation_loss, next_token_loss
+from flowspec.demo.losses import Loss, Unlikelihood, distillation_loss, next_token_loss, settling_loss
 from flowspec.demo.report import write_report
 from flowspec.demo.sampling import sampled_files
 from flowspec.demo.schedule import Schedule
@@ -37,6 +38,8 @@ SAMPLING_BATCH: Final = 256
 SAMPLE_PROMPT: Final = 64
 SAMPLE_LENGTH: Final = 448
 REPORT_WINDOWS: Final = 512
+SETTLING: Final = {"compile": False, "peak": 0.2, "long_length": 512, "weight": 1.0}
+"""The model writes text between two steps, so nothing is compiled; what it learned must not be forgotten."""
 
 
 def run_tokenizer(options: argparse.Namespace) -> None:
@@ -58,6 +61,18 @@ def run_target(options: argparse.Namespace) -> Totals:
     files = encode_sources(tokenizer, collect(options.corpus), "train")
     totals = _train(model, next_token_loss(model), tokenizer, options, "target", files, before)
     export(model, tokenizer, options.target, _facts(totals, options))
+    return totals
+
+
+def run_settle(options: argparse.Namespace) -> Totals:
+    """Train the exported target on, against loops in its own text, and export it again."""
+    tokenizer = load_tokenizer(options.target)
+    model = load_model(options.target).to(options.device)
+    before = _earlier(options.target)
+    files = encode_sources(tokenizer, collect(options.corpus), "train")
+    loss = settling_loss(model, Unlikelihood(weight=options.weight))
+    totals = _train(model, next_token_loss(model), tokenizer, options, "settle", files, before, loss)
+    export(model, tokenizer, options.target, _facts(totals, _add_note(options)))
     return totals
 
 
@@ -87,9 +102,10 @@ def run_snapshot(options: argparse.Namespace) -> None:
 
 
 def run_all(options: argparse.Namespace) -> None:
-    """Tokenizer, target, draft and report with the default budgets."""
+    """Tokenizer, target (settled), draft and report with the default budgets."""
     run_tokenizer(options)
     run_target(argparse.Namespace(**{**vars(options), "minutes": options.target_minutes, "further": False}))
+    run_settle(argparse.Namespace(**{**vars(options), **SETTLING, "minutes": options.settle_minutes}))
     run_draft(argparse.Namespace(**{**vars(options), "minutes": options.draft_minutes}))
     write_report(options.target, options.draft, options.corpus, REPORT_WINDOWS, options.target / "README.md")
 
@@ -103,6 +119,12 @@ def _earlier(folder: Path) -> Totals:
 def _facts(totals: Totals, options: argparse.Namespace) -> dict[str, Any]:
     python = platform.python_version()
     return {"steps": totals.steps, "tokens": totals.tokens, "python": python, "note": options.note}
+
+
+def _add_note(options: argparse.Namespace) -> argparse.Namespace:
+    """``options`` with the note that the target carries put before its own."""
+    facts = json.loads((options.target / "training.json").read_text())
+    return argparse.Namespace(**{**vars(options), "note": " ".join(filter(None, (facts["note"], options.note)))})
 
 
 def _own_text(target: Any, files: list[TokenFile], options: argparse.Namespace) -> list[TokenFile]:
@@ -124,18 +146,21 @@ def _train(
     part: str,
     files: list[TokenFile],
     before: Totals | None = None,
+    minimised: Loss | None = None,
 ) -> Totals:
+    """Train on ``minimised``, which is ``loss`` unless it says more; ``loss`` is what is reported."""
     stream = WindowStream(files, options.seed)
     held = encode_sources(tokenizer, collect(options.corpus), "validation")
     validation = fixed_windows(held, options.length, max(1, VALIDATION_TOKENS // options.length))
     plan = Plan(
-        Schedule.for_minutes(options.minutes, options.steps, options.cooldown),
+        Schedule.for_minutes(options.minutes, options.steps, options.cooldown, options.peak),
         options.work / f"{part}.pt",
         batch=options.batch,
         length=options.length,
         long_length=options.long_length,
     )
-    compiled = torch.compile(loss, dynamic=False) if options.compile else loss
+    minimised = minimised or loss
+    compiled = torch.compile(minimised, dynamic=False) if options.compile else minimised
     trainer = Trainer(model, loss, stream, plan, compiled, before)
     return trainer.run(validation)
 
@@ -151,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--length", type=int, default=512, help="tokens in a window")
     common.add_argument("--long-length", type=int, default=2048, help="tokens in a window in the last part")
     common.add_argument("--cooldown", type=float, default=0.4, help="the share of the time in which the rate falls")
+    common.add_argument("--peak", type=float, default=1.0, help="factor on the learning rates")
     common.add_argument("--samples", type=int, default=0, help="own completions of the target to distil on as well")
     common.add_argument("--note", default="", help="a sentence for the model card on how this run was special")
     common.add_argument("--seed", type=int, default=0)
@@ -166,11 +192,16 @@ def _parser() -> argparse.ArgumentParser:
     parts.choices["target"].add_argument(
         "--further", action="store_true", help="start from the weights that --target already holds"
     )
+    settle = parts.add_parser("settle", parents=[common])
+    settle.add_argument("--minutes", type=float, default=20.0, help="the time budget")
+    settle.add_argument("--weight", type=float, default=1.0, help="of what repeats itself, against the text's loss")
+    settle.set_defaults(run=run_settle, **SETTLING)
     snapshot = parts.add_parser("snapshot", parents=[common])
     snapshot.add_argument("--out", type=Path, default=MODEL_DIR)
     snapshot.set_defaults(run=run_snapshot)
     everything = parts.add_parser("all", parents=[common])
     everything.add_argument("--target-minutes", type=float, default=65.0)
+    everything.add_argument("--settle-minutes", type=float, default=20.0)
     everything.add_argument("--draft-minutes", type=float, default=25.0)
     everything.set_defaults(run=run_all)
     return parser

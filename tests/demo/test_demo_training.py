@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flowspec.demo.architecture import draft_from, new_model, target_config
 from flowspec.demo.data import Cursor, TokenFile, WindowStream, fixed_windows
 from flowspec.demo.loop import Plan, Trainer
-from flowspec.demo.losses import distillation_loss, next_token_loss
+from flowspec.demo.losses import Unlikelihood, distillation_loss, logits_of, next_token_loss, settling_loss
 from flowspec.demo.optimizer import orthogonalised
+from flowspec.demo.sampling import complete, repeated_tokens
 from flowspec.demo.schedule import Schedule
 from flowspec.demo.storage import export
 from flowspec.demo.tokenizer import train_tokenizer
@@ -122,3 +123,24 @@ def test_an_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int,
     values = torch.linalg.svdvals(orthogonalised(matrices, steps=10))
     assert values.min() > 0.5
     assert values.max() < 1.5
+
+
+def test_a_token_is_repeated_when_it_ends_a_run_that_occurred_before() -> None:
+    rows = torch.tensor([[1, 2, 3, 1, 2, 3, 1], [1, 2, 3, 4, 5, 6, 7], [5, 5, 5, 5, 5, 5, 5]])
+    assert repeated_tokens(rows, 3).int().tolist() == [[0, 0, 0, 0, 0, 1, 1], [0] * 7, [0, 0, 0, 1, 1, 1, 1]]
+
+
+def test_settling_adds_the_unlikelihood_of_the_repeated_tokens() -> None:
+    model = new_model(target_config(**TINY), seed=0)
+    model.lm_head.weight.data.mul_(30.0)
+    windows = torch.randint(2, 300, (4, 9), generator=torch.Generator().manual_seed(0))
+    how = Unlikelihood(prefix=8, count=48, size=4, weight=2.0, sampled=(0.0,))
+    rows = torch.cat([windows[:, :8], complete(model, windows[:, :8], 48, 0.0)], dim=1)
+    repeated = repeated_tokens(rows, 4)[:, 8:]
+    assert repeated.float().mean() > 0.5
+    with torch.no_grad():
+        chances = logits_of(model, rows[:, :-1])[:, 7:].double().softmax(-1).gather(-1, rows[:, 8:, None]).squeeze(-1)
+    wanted = 2.0 * float((-torch.log1p(-chances) * repeated).mean())
+    assert wanted > 0.1
+    added = settling_loss(model, how)(windows) - next_token_loss(model)(windows)
+    assert float(added) == pytest.approx(wanted, rel=0.02)
