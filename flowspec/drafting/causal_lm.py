@@ -42,6 +42,7 @@ class CausalLmDrafter:
     """Implements `Drafter`. `vocab_size` is the target's; None: the same as the draft model's."""
 
     name = "causal-lm"
+    taps: tuple[int, ...] = ()
 
     def __init__(self, block: LayerBlock, vocab_size: int | None = None) -> None:
         self._block = block
@@ -64,6 +65,9 @@ class CausalLmDrafter:
         drafting = self._sessions.pop(session, None)
         if drafting is not None:
             drafting.cache.free()
+
+    def take_features(self, session: str, epoch: int, first: int, features: torch.Tensor) -> None:
+        """It reads none."""
 
     @torch.inference_mode()
     def grow(self, request: GrowTree, width: int) -> Children:

@@ -7,7 +7,7 @@ what to expand, and what of its guesses is ever sent, is the policy's to say.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from flowspec.errors import ModelError
 from flowspec.model.hub import resolve_model
@@ -15,6 +15,9 @@ from flowspec.model.weights import Checkpoint
 from flowspec.schedule.events import GrowTree
 from flowspec.topology import Topology
 from flowspec.wire.parameters import SamplingParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
 """Per expanded serial its children as (token, log-probability), best first."""
@@ -25,6 +28,8 @@ class Drafter(Protocol):
 
     name: str
     weight_bytes: int
+    taps: tuple[int, ...]
+    """The target's hidden states that it reads at accepted tokens (`flowspec.wire.messages.FINAL`); () for none."""
 
     def open(self, session: str, sampling: SamplingParameters, row_limit: int) -> None:
         """Prepare for a session of at most `row_limit` tokens, live draft tokens included."""
@@ -32,8 +37,19 @@ class Drafter(Protocol):
     def close(self, session: str) -> None:
         """Forget a session; an unknown one is forgotten already."""
 
+    def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
+        """The target's hidden states at accepted positions `first`, `first + 1`, ..., each position once and in order.
+
+        `features` is (positions, sum of the taps' widths), the taps side by side in the order of `taps`, in the
+        target's dtype, on the CPU. They may come before or after the tokens of these positions (and after drafts on
+        top of them), and not at all; those of an unknown session or an older epoch are forgotten.
+        """
+
     def grow(self, request: GrowTree, width: int) -> Children:
-        """At most `width` children for each token of `request.expand`. A closed session gives none."""
+        """At most `width` children for each token of `request.expand`. A closed session gives none.
+
+        A token may be expanded again, when features have come since: the answer is then what is best known now.
+        """
 
 
 def build_drafter(topology: Topology, target: Checkpoint) -> Drafter | None:

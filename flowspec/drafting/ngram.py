@@ -10,11 +10,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from flowspec.drafting.drafter import Children
 from flowspec.schedule.events import GrowTree
 from flowspec.wire.messages import NO_PARENT, DraftTokens
 from flowspec.wire.parameters import SamplingParameters
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 8
 """Tokens of context that a match may have."""
@@ -129,6 +133,7 @@ class NgramDrafter:
 
     name = "ngram"
     weight_bytes = 0
+    taps: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self._sessions: dict[str, Lookup | None] = {}  # None until the first step
@@ -138,6 +143,9 @@ class NgramDrafter:
 
     def close(self, session: str) -> None:
         self._sessions.pop(session, None)
+
+    def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
+        """It reads none."""
 
     def grow(self, request: GrowTree, width: int) -> Children:
         if request.session not in self._sessions:

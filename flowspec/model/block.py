@@ -6,7 +6,7 @@ or a position by itself, knows no session and no neighbour.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from flowspec.model.layout import row_shape
 from flowspec.model.loading import LanguageHead, Progress, TensorReader, arrange, load_stage
 from flowspec.model.rows import Batch
 from flowspec.model.weights import Checkpoint
+from flowspec.wire.messages import FINAL
+
+Observe = Callable[[int, torch.Tensor], None]
 
 
 class LayerBlock:
@@ -29,7 +32,9 @@ class LayerBlock:
         self.first_layer = first
         self.end_layer = end
         self.is_first = first == 0
-        self.is_tail = end == checkpoint.layer_count
+        self.layer_count = checkpoint.layer_count
+        """Of the whole model."""
+        self.is_tail = end == self.layer_count
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(config.vocab_size)
         self.context_limit = checkpoint.context_limit
@@ -95,14 +100,25 @@ class LayerBlock:
         """An empty cache for a session of at most `row_limit` rows."""
         return TreeCache(self._shape(), row_limit)
 
+    def taps_here(self, taps: Sequence[int]) -> tuple[int, ...]:
+        """Those of `taps` (see `flowspec.wire.messages.FINAL`) that this stage sees, each once."""
+        behind = (self.layer_count, FINAL) if self.is_tail else ()
+        return tuple(tap for tap in dict.fromkeys(taps) if self.first_layer <= tap < self.end_layer or tap in behind)
+
     @torch.inference_mode()
     def forward(
-        self, inputs: torch.Tensor, cache: TreeCache, batch: Batch, alive: Callable[[], bool] = lambda: True
+        self,
+        inputs: torch.Tensor,
+        cache: TreeCache,
+        batch: Batch,
+        alive: Callable[[], bool] = lambda: True,
+        observe: Observe | None = None,
     ) -> torch.Tensor | None:
         """Run the open `batch` of `cache`; returns hidden states (q, hidden) before the final norm.
 
         inputs: int64 token ids (q,) at the first stage, else hidden states (q, hidden). Between two layers `alive` is
-        asked; when it says no, the rest is left out and None returned.
+        asked; when it says no, the rest is left out and None returned. `observe` is called with each layer's index and
+        input (q, hidden).
         """
         inputs = inputs.to(self.device)
         hidden = self._embedding(inputs) if self._embedding is not None else inputs.to(self.dtype)
@@ -113,6 +129,8 @@ class LayerBlock:
         for index, layer in enumerate(self._layers):
             if index and not alive():
                 return None
+            if observe is not None:
+                observe(self.first_layer + index, hidden[0])
             window = self._windows[index]
             if window not in masks:
                 masks[window] = self._mask(cache, window)
@@ -134,6 +152,14 @@ class LayerBlock:
         count, rows = hidden.shape
         mask = torch.zeros(self._groups, count, rows, dtype=self.dtype, device=self.device)
         return mask.masked_fill_(hidden, -np.inf).view(1, 1, self._groups * count, rows)
+
+    @torch.inference_mode()
+    def normalise(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The final norm alone: (n, hidden) -> (n, hidden), in the block's dtype. Only at the tail."""
+        if self._head is None:
+            raise ModelError("only the last stage has a final norm")
+        normed: torch.Tensor = self._head.norm(hidden.to(self.device, self._head.dtype))
+        return normed.to(self.dtype)
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from flowspec.errors import InvariantViolation, LimitExceeded
-from flowspec.model.rows import Batch, Pruned, RowTree
+from flowspec.model.columns import IntArray
+from flowspec.model.rows import NO_DRAFT, Batch, Pruned, RowTree
 from flowspec.wire.messages import DraftTokens
 
 BLOCK_ROWS: Final = 256
@@ -48,6 +50,9 @@ class TreeCache(RowTree):
         self._buffers: list[torch.Tensor] = []  # per layer (2, kv_heads, capacity, head_dim)
         self._side: torch.Tensor | None = None  # (1 + tree rows, hidden); slot 0 is the last accepted row
         self._freed = False
+        self._targets: torch.Tensor | None = None  # rows of the open batch, where they are not one run
+        self._overwritten: list[tuple[torch.Tensor, int, torch.Tensor, torch.Tensor]] = []
+        """What `abort` puts back: (tensor, dimension, indices along it, what was there)."""
 
     @property
     def bytes_held(self) -> int:
@@ -65,9 +70,22 @@ class TreeCache(RowTree):
 
     def begin(self, draft: DraftTokens) -> Batch:
         """As in RowTree. LimitExceeded when the rows would be more than the session was admitted with."""
+        self._make_room(len(draft))
+        return super().begin(draft)
+
+    def revise(self, rows: IntArray, draft: DraftTokens = NO_DRAFT) -> Batch:
+        """As in RowTree, with the limit of `begin`: `update` and `store` overwrite what the rows held."""
+        self._make_room(len(draft))
+        batch = super().revise(rows, draft)
+        if len(rows):
+            targets = np.concatenate((rows, np.arange(batch.start, batch.end)))
+            self._targets = torch.from_numpy(targets).to(self.shape.device)
+        return batch
+
+    def _make_room(self, count: int) -> None:
         if self._freed:
             raise InvariantViolation("the cache was freed")
-        needed = self.rows + len(draft)
+        needed = self.rows + count
         if needed > self.row_limit:
             raise LimitExceeded(
                 "the cache rows of a session",
@@ -77,7 +95,6 @@ class TreeCache(RowTree):
             )
         if needed > self._capacity:
             self._grow(needed)
-        return super().begin(draft)
 
     def _grow(self, needed: int) -> None:
         capacity = min(self.row_limit, -(-needed // BLOCK_ROWS) * BLOCK_ROWS)
@@ -96,10 +113,22 @@ class TreeCache(RowTree):
     def commit(self, decree: int) -> tuple[int, ...]:
         side, before = self._side, self._count
         accepted = super().commit(decree)
+        self._targets, self._overwritten = None, []
         if side is not None and accepted:
             joined = len(accepted)
             side[: before - joined + 1] = side[joined : before + 1].clone()
         return accepted
+
+    def abort(self) -> None:
+        """As in RowTree; revised rows get back what they held."""
+        super().abort()
+        for tensor, dimension, indices, held in reversed(self._overwritten):
+            tensor.index_copy_(dimension, indices, held)
+        self._targets, self._overwritten = None, []
+
+    def _overwrite(self, tensor: torch.Tensor, dimension: int, indices: torch.Tensor) -> None:
+        """Remember what `tensor` holds at `indices`, until the batch is closed."""
+        self._overwritten.append((tensor, dimension, indices, tensor.index_select(dimension, indices)))
 
     def prune(self) -> Pruned | None:
         base = self.prefix
@@ -135,9 +164,14 @@ class TreeCache(RowTree):
         if batch is None:
             raise InvariantViolation("a layer stored keys and values outside a batch")
         buffer = self._buffers[layer_index - self.shape.first_layer]
-        start, end = batch.start, batch.start + batch.count
-        buffer[0, :, start:end] = keys[0]
-        buffer[1, :, start:end] = values[0]
+        end = batch.end
+        if self._targets is None:
+            buffer[0, :, batch.start : end] = keys[0]
+            buffer[1, :, batch.start : end] = values[0]
+        else:
+            self._overwrite(buffer, 2, self._targets[: len(batch.revised)])
+            buffer[0].index_copy_(1, self._targets, keys[0])
+            buffer[1].index_copy_(1, self._targets, values[0])
         return buffer[0:1, :, :end], buffer[1:2, :, :end]
 
     def get_seq_length(self, layer_index: int = 0) -> int:
@@ -147,7 +181,10 @@ class TreeCache(RowTree):
     # ---- side column
 
     def store(self, hidden: torch.Tensor) -> None:
-        """Keep a vector for each row of the open batch, (count, size); call before `commit`."""
+        """Keep a vector for each row of the open batch, (count, size); call before `commit`.
+
+        There is no place for those of revised rows before the last accepted one: they are dropped.
+        """
         batch = self._open
         if batch is None or hidden.shape[0] != batch.count:
             raise InvariantViolation("one vector per row of the open batch is needed")
@@ -158,8 +195,15 @@ class TreeCache(RowTree):
             if self._side is not None:
                 grown[: len(self._side)] = self._side
             self._side = grown
+        revised = len(batch.revised)
+        if revised:
+            slots_again = batch.revised - self.last_row
+            passed = int(np.searchsorted(slots_again, 0))
+            again = torch.from_numpy(slots_again[passed:]).to(self._side.device)
+            self._overwrite(self._side, 0, again)
+            self._side.index_copy_(0, again, hidden[passed:revised])
         start = batch.start - self.prefix + 1
-        self._side[start : start + batch.count] = hidden
+        self._side[start : start + batch.count - revised] = hidden[revised:]
 
     def side_of(self, row: int) -> torch.Tensor:
         """The vector of a tree row or of the last accepted row, (size,)."""
@@ -167,3 +211,10 @@ class TreeCache(RowTree):
             raise InvariantViolation("no vector was stored")
         slot = 0 if row == self.last_row else 1 + self._tree_index(row)
         return self._side[slot]
+
+    def sides_of(self, rows: IntArray) -> torch.Tensor:
+        """The vectors of rows that are in the tree or the last accepted one, (n, size)."""
+        slots = rows - self.last_row
+        if self._side is None or (len(slots) and not 0 <= slots.min() <= slots.max() <= self._count):
+            raise InvariantViolation("no vector was stored for one of the rows")
+        return self._side[torch.from_numpy(slots).to(self._side.device)]

@@ -6,6 +6,7 @@ batches nor verdicts: it stores, looks up, keeps and drops.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -74,6 +75,21 @@ class RowColumns:
     def position_of(self, row: int) -> int:
         """Depth of a row in the sequence; -1 for the place before the first token."""
         return row if row < self.prefix else int(self._positions[self._tree_index(row)])
+
+    def parent_of(self, row: int) -> int:
+        """Row of the parent, -1 for a token that begins the session."""
+        if row < self.prefix:
+            return row - 1
+        above = int(self._parents[self._tree_index(row)])
+        return self.last_row if above < 0 else self.prefix + above
+
+    def lineage(self, rows: Iterable[int]) -> list[int]:
+        """The given tree rows and their ancestors in the tree, increasing: a parent before its children."""
+        indices = [self._tree_index(row) for row in rows]
+        if not indices:
+            return []
+        seen = self._matrix[indices, : self._count].any(axis=0)
+        return (np.flatnonzero(seen) + self.prefix).tolist()
 
     def path_tokens(self, row: int) -> tuple[int, ...]:
         """Token ids from the first tree ancestor of `row` down to `row` itself; empty for the last accepted row."""

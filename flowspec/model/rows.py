@@ -11,7 +11,8 @@ and no time; verdicts may come late, doubled, out of order or never, and cost ro
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -19,21 +20,26 @@ from flowspec.errors import InvariantViolation
 from flowspec.model.columns import BoolArray, IntArray, RowColumns
 from flowspec.wire.messages import NO_PARENT, DraftTokens
 
+NO_ROWS: Final[IntArray] = np.empty(0, np.int64)
+NO_DRAFT: Final = DraftTokens()
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows that are being computed: `start <= row < start + count`."""
+    """The rows that are being computed: those of `revised`, then the new ones, `start <= row < end`."""
 
     start: int
     count: int
-    serials: tuple[int, ...]
+    serials: tuple[int, ...]  # of the new rows
     parents: IntArray  # (count,) row of the parent, -1 for the first token of a session
     positions: IntArray  # (count,)
+    revised: IntArray = field(default_factory=lambda: NO_ROWS)
+    """Rows from before the batch that are computed again, increasing."""
 
     @property
     def end(self) -> int:
         """Rows that exist while the batch is open."""
-        return self.start + self.count
+        return self.start + self.count - len(self.revised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +55,8 @@ class Pruned:
 class RowTree(RowColumns):
     """Rows of one session at one stage. All calls from one thread, except `note` and reading the counters.
 
-    The order of calls for a segment: `note` (any time), `prune`, `admit`, `begin`, any number of `alive` and `mask`,
-    then `commit` or `abort`. Rows never move while a batch is open.
+    The order of calls for a segment: `note` (any time), `prune`, `admit`, `begin` (or `revise`), any number of `alive`
+    and `mask`, then `commit` or `abort`. Rows never move while a batch is open.
     """
 
     def __init__(self) -> None:
@@ -89,18 +95,41 @@ class RowTree(RowColumns):
 
     def begin(self, draft: DraftTokens) -> Batch:
         """Append the tokens of `draft`, all of them admitted, as rows that count only after `commit`."""
+        return self._begin(draft, NO_ROWS)
+
+    def revise(self, rows: IntArray, draft: DraftTokens = NO_DRAFT) -> Batch:
+        """Compute `rows`, which exist, again in their places, and append the tokens of `draft` as `begin` does.
+
+        `rows` are of the prefix or of the tree, increasing; each sees what it saw before, its ancestors and itself.
+        What is kept for a row counts from `commit` on; `abort` leaves it as it was.
+        """
+        if len(rows) and not (rows[0] >= 0 and rows[-1] < self.rows and (np.diff(rows) > 0).all()):
+            raise InvariantViolation(f"rows to revise must exist and increase: {rows.tolist()} of {self.rows}")
+        return self._begin(draft, rows)
+
+    def _begin(self, draft: DraftTokens, revised: IntArray) -> Batch:
         if self._open is not None:
             raise InvariantViolation("a batch is open already")
-        if not len(draft):
+        count = len(revised) + len(draft)
+        if not count:
             raise InvariantViolation("a batch of no tokens")
         start = self._count
-        self._append(draft)
+        if len(draft):
+            self._append(draft)
         above = self._parents[start : self._count]
         parents = np.where(above < 0, self.last_row, above + self.prefix)
         positions = self._positions[start : self._count].copy()
-        self._open = Batch(self.prefix + start, len(draft), draft.serials, parents, positions)
+        if len(revised):
+            earlier = [self.parent_of(row) for row in revised.tolist()]
+            parents = np.concatenate((np.array(earlier, np.int64), parents))
+            positions = np.concatenate((self._positions_of(revised), positions))
+        self._open = Batch(self.prefix + start, count, draft.serials, parents, positions, revised)
         self._judged, self._alive = None, True
         return self._open
+
+    def _positions_of(self, rows: IntArray) -> IntArray:
+        within = np.maximum(rows - self.prefix, 0)
+        return np.where(rows < self.prefix, rows, self._positions[within])
 
     def commit(self, decree: int) -> tuple[int, ...]:
         """Close the batch. Rows with a serial up to `decree` join the prefix; returns their token ids, in order."""
@@ -108,7 +137,7 @@ class RowTree(RowColumns):
         self._open = None
         count = self._count
         serials = self._serials[:count]
-        if serials[0] > decree:
+        if not count or serials[0] > decree:
             return ()
         joined = int(np.count_nonzero(serials <= decree))
         if not self._matrix[joined - 1, :joined].all():
@@ -147,7 +176,7 @@ class RowTree(RowColumns):
 
     def _judge(self, frontier_serial: int, token: int) -> bool:
         frontier = self._index(frontier_serial)
-        if self._open is None or frontier is None:
+        if self._open is None or frontier is None or len(self._open.revised):
             return True
         start, count = self._open.start - self.prefix, self._count
         if frontier >= 0 and self._matrix[frontier, start:count].any():
@@ -190,17 +219,28 @@ class RowTree(RowColumns):
     def unmasked(self, window: int | None = None) -> bool:
         """Whether the open batch is one row that attends to every row there is."""
         batch = self._batch()
-        if batch.count != 1 or not self._matrix[self._count - 1, : self._count].all():
+        if batch.count != 1:
+            return False
+        row = int(batch.revised[0]) if len(batch.revised) else batch.start
+        if row < self.prefix:
+            if row < self.rows - 1:
+                return False
+        elif not self._matrix[row - self.prefix, : self._count].all():
             return False
         return window is None or int(batch.positions[0]) < window
 
     def mask(self, window: int | None = None) -> BoolArray:
         """True where a row of the open batch attends: (count, rows). A window is counted over positions."""
         batch = self._batch()
-        start = batch.start - self.prefix
+        start, prefix, revised = batch.start - self.prefix, self.prefix, batch.revised
         mask = np.empty((batch.count, self.rows), np.bool_)
-        mask[:, : self.prefix] = True
-        mask[:, self.prefix :] = self._matrix[start : self._count, : self._count]
+        mask[:, :prefix] = True
+        mask[len(revised) :, prefix:] = self._matrix[start : self._count, : self._count]
+        if len(revised):
+            inside = int(np.searchsorted(revised, prefix))
+            mask[:inside, :prefix] = np.arange(prefix) <= revised[:inside, None]
+            mask[:inside, prefix:] = False
+            mask[inside : len(revised), prefix:] = self._matrix[revised[inside:] - prefix, : self._count]
         if window is not None and int(batch.positions.max()) >= window:
             positions = np.concatenate((np.arange(self.prefix), self._positions[: self._count]))
             mask &= batch.positions[:, None] - positions < window

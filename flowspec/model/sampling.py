@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from flowspec.errors import PipelineError
+from flowspec.errors import InvariantViolation, PipelineError
 from flowspec.model.cuts import FIRST_LOOK, Floats, Indices, keep, measure
 from flowspec.model.noise import HIGHEST, gumbel
 from flowspec.wire.parameters import SamplingParameters
@@ -92,11 +92,19 @@ class Explanation:
 
 
 class Sampler:
-    """One session's law of sampling. Not safe for two threads at once: it keeps the noise of recent positions."""
+    """One session's law of sampling. Not safe for two threads at once: it keeps the noise of recent positions.
 
-    def __init__(self, parameters: SamplingParameters, vocab_size: int) -> None:
+    `vocab_size` is the number of logits in a row. Where a row covers only a part of the vocabulary, `ids` (vocab_size,)
+    names the token of each logit, increasing: noise, history, paths and all tokens that are returned go by these ids,
+    cuts and log-probabilities are over the part.
+    """
+
+    def __init__(self, parameters: SamplingParameters, vocab_size: int, ids: Indices | None = None) -> None:
+        if ids is not None and (len(ids) != vocab_size or (np.diff(ids) <= 0).any()):
+            raise InvariantViolation("the ids of a part of the vocabulary must increase, one for each logit")
         self.parameters = parameters
         self.vocab_size = vocab_size
+        self._ids = ids
         self.needs_history = parameters.repetition_penalty != 1.0
         self._all = np.arange(vocab_size)
         self._uncut = not 0 < parameters.top_k < vocab_size and parameters.top_p >= 1.0 and parameters.min_p <= 0.0
@@ -114,12 +122,12 @@ class Sampler:
         if self.parameters.temperature == 0.0:
             token = int(values.argmax())
             check_finite(values[token : token + 1], [position])
-            return token
+            return self._id(token)
         s = self._scaled(values, [position])
         kept = self._kept(s)
         if kept is None:
             kept = self._contenders(s, position)
-        return int(kept[(s[kept] + gumbel(self.parameters.seed, position, kept)).argmax()])
+        return self._id(int(kept[(s[kept] + gumbel(self.parameters.seed, position, self._named(kept))).argmax()]))
 
     def rank(
         self,
@@ -136,7 +144,20 @@ class Sampler:
         and scores of one row stay log-probabilities that add up along a path. The first is what `sample` would draw;
         in vocabularies above 8,192 as long as that is among the 1,024 most probable.
         """
-        values = numbers(logits)
+        ranked = self._rank(numbers(logits), positions, count, history, paths)
+        if self._ids is None:
+            return ranked
+        return [[(self._id(index), score) for index, score in row] for row in ranked]
+
+    def _rank(
+        self,
+        values: npt.NDArray[np.floating],
+        positions: Sequence[int],
+        count: int,
+        history: TokenHistory | None,
+        paths: Sequence[Sequence[int]],
+    ) -> list[Children]:
+        """As `rank`, by index."""
         if self.needs_history:
             penalised = [self._penalised(row, history, paths[i] if paths else ()) for i, row in enumerate(values)]
             values = np.stack(penalised)
@@ -160,20 +181,29 @@ class Sampler:
             check_finite(values.max(keepdims=True), [position])
             order = np.argsort(-values, kind="stable")[:2]
             gap = float(values[order[0]] - values[order[1]]) if len(order) > 1 else math.inf
-            return Explanation(int(order[0]), int(order[1]) if len(order) > 1 else None, gap, math.inf)
+            second = self._id(int(order[1])) if len(order) > 1 else None
+            return Explanation(self._id(int(order[0])), second, gap, math.inf)
         s = self._scaled(values, [position])
         cuts = measure(s, parameters.top_k, parameters.top_p, parameters.min_p)
-        noised = cuts.s + gumbel(parameters.seed, position, cuts.order)
+        order = self._named(cuts.order)
+        noised = cuts.s + gumbel(parameters.seed, position, order)
         ranks = np.argsort(-noised[: cuts.kept], kind="stable")
         chosen = int(ranks[0])
         rivals = cuts.kept + np.flatnonzero(noised[cuts.kept :] >= noised[chosen])
         distance = min([cuts.of(chosen), *(cuts.of(int(rival)) for rival in rivals)])
         if len(ranks) == 1:
-            return Explanation(int(cuts.order[chosen]), None, math.inf, distance)
-        second = int(ranks[1])
+            return Explanation(int(order[chosen]), None, math.inf, distance)
+        runner_up = int(ranks[1])
         return Explanation(
-            int(cuts.order[chosen]), int(cuts.order[second]), float(noised[chosen] - noised[second]), distance
+            int(order[chosen]), int(order[runner_up]), float(noised[chosen] - noised[runner_up]), distance
         )
+
+    def _named(self, indices: Indices) -> Indices:
+        """Vocabulary ids of the logits at `indices`."""
+        return indices if self._ids is None else self._ids[indices]
+
+    def _id(self, index: int) -> int:
+        return index if self._ids is None else int(self._ids[index])
 
     def _penalised(
         self, values: npt.NDArray[np.floating], history: TokenHistory | None, path: Sequence[int]
@@ -183,7 +213,8 @@ class Sampler:
         seen = np.array(path, dtype=np.int64)
         if history is not None:
             seen = np.concatenate((history.tokens(), seen))
-        seen = seen[seen < len(values)]  # a draft model may have a smaller vocabulary than its target
+        # A draft model may have a smaller vocabulary than its target.
+        seen = seen[seen < len(values)] if self._ids is None else np.flatnonzero(np.isin(self._ids, seen))
         values = values.astype(np.float64)
         penalty, before = self.parameters.repetition_penalty, values[seen]
         values[seen] = np.where(before > 0, before / penalty, before * penalty)
@@ -207,7 +238,7 @@ class Sampler:
         if self.vocab_size <= SMALL_VOCABULARY:
             return self._all
         top = np.array([s.argmax()])
-        return np.flatnonzero(s >= gumbel(self.parameters.seed, position, top)[0] - HIGHEST)
+        return np.flatnonzero(s >= gumbel(self.parameters.seed, position, self._named(top))[0] - HIGHEST)
 
     def _favoured(self, s: Floats, position: int, count: int) -> Children:
         kept = self._kept(s)
@@ -217,14 +248,14 @@ class Sampler:
         if self.vocab_size <= SMALL_VOCABULARY:
             noise = self._noise_of(position)[kept]
         else:
-            noise = gumbel(self.parameters.seed, position, kept)
+            noise = gumbel(self.parameters.seed, position, self._named(kept))
         (ranked,) = best((s[kept] + noise)[None], count)
         return [(int(kept[index]), score) for index, score in ranked]
 
     def _noise_of(self, position: int) -> Floats:
         noise = self._noise.get(position)
         if noise is None:
-            noise = gumbel(self.parameters.seed, position, self._all)
+            noise = gumbel(self.parameters.seed, position, self._named(self._all))
             if len(self._noise) >= NOISE_ROWS:
                 del self._noise[next(iter(self._noise))]
             self._noise[position] = noise

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from flowspec.errors import InvariantViolation
@@ -16,7 +18,10 @@ from flowspec.model.block import LayerBlock
 from flowspec.model.sampling import Sampler, TokenHistory
 from flowspec.runtime.emulation import hold
 from flowspec.topology import Emulation
-from flowspec.wire.messages import DraftTokens, Open, Segment
+from flowspec.wire.messages import FINAL, DraftTokens, Open, Segment
+
+Collected = Callable[[int, tuple[torch.Tensor, ...]], None]
+"""Told of accepted positions from `first` on: per tap a tensor (count, hidden) on the CPU. From the compute thread."""
 
 WALK_ROWS = 4
 """Most rows that go through the LM head together."""
@@ -51,9 +56,15 @@ class Step:
 
 
 class StageSession:
-    """One session in one epoch at one stage. Frees its rows with `free`."""
+    """One session in one epoch at one stage. Frees its rows with `free`.
 
-    def __init__(self, opened: Open, block: LayerBlock, stage_time: StageTime) -> None:
+    What its drafter wants of this stage's `taps` is kept in the cache's side column, beside the tail's final hidden
+    state, until the row is accepted, and is then given to `collected`, each position once and in order.
+    """
+
+    def __init__(
+        self, opened: Open, block: LayerBlock, stage_time: StageTime, collected: Collected | None = None
+    ) -> None:
         self.session = opened.session
         self.epoch = opened.epoch
         self.next_number = 0
@@ -62,6 +73,13 @@ class StageSession:
         self._time = stage_time
         self._heard = threading.Event()
         self._cache = block.new_cache(opened.row_limit)
+        self.taps = block.taps_here(opened.taps) if collected is not None else ()
+        self._inside = tuple(tap for tap in self.taps if block.first_layer <= tap < block.end_layer)
+        self._collected = collected
+        self._features = 0
+        """Positions below this were collected."""
+        self._followed: tuple[int, int] | None = None
+        """The newest verdict whose rows were collected before the prune."""
         self._cancelled = False
         self._verdict: tuple[int, int] | None = None
         self._sampler = Sampler(opened.sampling, block.vocab_size) if block.is_tail else None
@@ -84,7 +102,12 @@ class StageSession:
         self._heard.set()
 
     def alive(self) -> bool:
-        """Is anything of the segment that is being computed still wanted?"""
+        """Is anything of the segment that is being computed still wanted? Asked between layers.
+
+        What a verdict has accepted meanwhile is collected on the way, so that it need not wait for the forward's end.
+        """
+        if self.taps:
+            self.collect()
         return not self._cancelled and self._cache.alive()
 
     def step(self, segment: Segment, hidden: torch.Tensor | None) -> Step:
@@ -98,6 +121,8 @@ class StageSession:
         output = self._forward(draft, self._inputs(draft, hidden, living, len(segment.draft)), began)
         if output is None:
             return Step(DraftTokens(), None, len(draft), self._verdict)
+        if self.taps and draft.serials[0] <= segment.decree:
+            self._collect(max(serial for serial in draft.serials if serial <= segment.decree), opened=True)
         self._remember(self._cache.commit(segment.decree))
         if self._sampler is not None:
             moved = self._walk(segment.decree)
@@ -108,7 +133,15 @@ class StageSession:
             draft, output = draft.select(kept), output[kept]
         return Step(draft, output if len(draft) else None, len(living))
 
+    def collect(self) -> None:
+        """Collect the features of what the newest verdict that was heard accepts, however much of it is here."""
+        noted = self._cache.noted
+        if noted is not None and noted is not self._followed:
+            self._followed = noted
+            self._collect(noted[0])
+
     def free(self) -> None:
+        self.taps = self._inside = ()
         self._cache.free()
 
     def _inputs(self, draft: DraftTokens, hidden: torch.Tensor | None, living: list[int], total: int) -> torch.Tensor:
@@ -125,14 +158,18 @@ class StageSession:
         cache = self._cache
         batch = cache.begin(draft)
         try:
-            output = self._block.forward(inputs, cache, batch, self.alive)
+            seen: dict[int, torch.Tensor] = {}
+            output = self._block.forward(inputs, cache, batch, self.alive, seen.__setitem__ if self._inside else None)
             duration = self._time.of(len(draft))
             if output is not None and duration > 0:
                 layers = self._block.end_layer - self._block.first_layer
                 if not hold(began, duration, layers, self.alive, self._heard):
                     output = None
-            if output is not None and self._sampler is not None:
-                cache.store(output)
+            if output is not None:
+                kept = [output] if self._sampler is not None else []
+                kept += [seen[tap] for tap in self._inside]
+                if kept:
+                    cache.store(kept[0] if len(kept) == 1 else torch.cat(kept, 1))
         except BaseException:
             cache.abort()
             raise
@@ -141,13 +178,43 @@ class StageSession:
         return output
 
     def _prune(self) -> None:
-        pruned = self._cache.prune()
+        noted = self._cache.noted
+        if self.taps and noted is not None:
+            self._collect(noted[0])
+        pruned = self._cache.prune(noted)
         if pruned is not None:
             self._remember(pruned.accepted_tokens)
 
     def _remember(self, tokens: tuple[int, ...]) -> None:
         if self._history is not None and tokens:
             self._history.add(tokens)
+
+    def _collect(self, last: int, *, opened: bool = False) -> None:
+        """Hand out the features of the rows up to the accepted token `last`; those of an open batch only if `opened`.
+
+        Has to happen before the rows join the prefix: the side column keeps none of that.
+        """
+        cache, collected = self._cache, self._collected
+        row = cache.find(last)
+        if row is None or row < cache.prefix or collected is None:
+            return
+        first = max(self._features, cache.prefix)
+        path = cache.lineage([row])[first - cache.prefix :]
+        if cache.open_batch is not None and not opened:
+            path = [each for each in path if each < cache.open_batch.start]
+        if not path:
+            return
+        self._features = first + len(path)
+        kept = cache.sides_of(np.array(path, np.int64))
+        size = self._block.hidden_size
+        columns = list(kept.split(size, 1))
+        output = columns.pop(0) if self._sampler is not None else None
+        found = dict(zip(self._inside, columns, strict=True))
+        if output is not None:
+            found |= {self._block.layer_count: output}
+            if FINAL in self.taps:
+                found[FINAL] = self._block.normalise(output)
+        collected(first, tuple(found[tap].cpu().contiguous() for tap in self.taps))
 
     def _still_alive(self, draft: DraftTokens, decree: int) -> list[int]:
         return [
@@ -185,7 +252,8 @@ class StageSession:
         assert self._sampler is not None
         if row not in logits:
             rows = self._likely_walk(row)
-            hidden = torch.stack([self._cache.side_of(each) for each in rows])
+            size = self._block.hidden_size
+            hidden = torch.stack([self._cache.side_of(each)[:size] for each in rows])
             logits.update(zip(rows, self._block.logits(hidden), strict=True))
         return self._sampler.sample(logits[row], self._cache.position_of(row) + 1, self._history, path)
 

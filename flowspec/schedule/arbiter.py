@@ -17,6 +17,7 @@ from flowspec.schedule.events import (
     Command,
     DrafterLost,
     Event,
+    FeaturesArrived,
     OpenSession,
     PipeLost,
     PipeMeasured,
@@ -112,6 +113,9 @@ class Scheduler:
                 return self._sessions[event.session].stop(event.reason)
             case SessionReady() if event.session in self._sessions:
                 if self._sessions[event.session].acknowledge(event.epoch):
+                    return self._policies[event.session].handle(event, self._room())
+            case FeaturesArrived() if event.session in self._sessions:
+                if self._sessions[event.session].read_features(event.epoch, event.count):
                     return self._policies[event.session].handle(event, self._room())
             case TreeGrown() | DrafterLost() if event.session in self._policies:
                 return self._policies[event.session].handle(event, self._room())

@@ -71,6 +71,8 @@ class SessionRequested(Event):
     """Empty when EOS is to be ignored."""
     drafter: bool = True
     """False: no drafter may be asked for this session."""
+    features: bool = False
+    """The drafter reads the target's hidden states: `FeaturesArrived` will come, late or never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,15 @@ class TreeGrown(Event):
     epoch: int
     children: tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
     seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturesArrived(Event):
+    """The target's hidden states of all positions below `count` are with the drafter: a `GrowTree` sees them."""
+
+    session: str
+    epoch: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)

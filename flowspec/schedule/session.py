@@ -39,6 +39,8 @@ class Session:
         self.limit = request.max_new_tokens
         self.eos = request.eos
         self.drafter = request.drafter
+        self.reads_features = request.features
+        """The drafter reads the target's hidden states of accepted tokens."""
         self.epoch = 0
         self.ready = False
         self.broken = False
@@ -56,6 +58,8 @@ class Session:
         self.flights: dict[int, tuple[int, ...]] = {}
         """Tickets of this epoch's segments in flight, with the serials in each."""
         self.verdict: tuple[int, int] | None = None
+        self.features = 0
+        """The drafter has the target's hidden states of all positions below this."""
         self.tree = DraftTree(self.decree, self.decree - 1 if self.decree else NO_PARENT, chain[-1])
 
     # ---- what it is --------------------------------------------------------------------------------------------------
@@ -122,6 +126,12 @@ class Session:
         return SendSegment(self.name, self.epoch, self.segments - 1, ticket, self.decree, draft)
 
     # ---- hearing -----------------------------------------------------------------------------------------------------
+
+    def read_features(self, epoch: int, count: int) -> bool:
+        """The drafter has features of all positions below `count`; False if that is not news."""
+        news = epoch == self.epoch and count > self.features
+        self.features = max(self.features, count) if news else self.features
+        return news
 
     def acknowledge(self, epoch: int) -> bool:
         """Every stage has the session in `epoch`; False if that is not news."""

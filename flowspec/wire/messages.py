@@ -17,10 +17,13 @@ from typing import ClassVar
 
 from flowspec.wire.parameters import SamplingParameters
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 NO_PARENT = -1
 """Parent serial of the first token of a session."""
+
+FINAL = -1
+"""The tap behind the final norm. A tap i >= 0 is the input of layer i; i == layer count: the last layer's output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,8 @@ class RosterEntry:
     epoch: int
     frontier: int | None = None
     token: int | None = None
+    features: int = 0
+    """The features of all positions below this have reached the coordinator, from every tap."""
 
 
 # ---- forward pipe ----------------------------------------------------------------------------------------------------
@@ -76,6 +81,8 @@ class Open(Message):
     row_limit: int
     """Most rows (prompt, output and live draft tokens together) that the session's cache may hold."""
     sampling: SamplingParameters
+    taps: tuple[int, ...] = ()
+    """Hidden states that the session's drafter reads at accepted tokens (see `FINAL`); empty when it reads none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +253,23 @@ class Returned(Message):
     computed: int
     """Tokens of the segment that the tail computed, i.e. that were alive when it began."""
     carried_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Features(Message):
+    """Hidden states of the accepted tokens at positions `first` .. `first + count - 1`.
+
+    With one tensor (count, hidden) for each of `taps`, in their order, in the node's dtype. A stage sends the taps of
+    its own layers; it keeps them, and sends them again, until a roster's `features` is beyond them.
+    """
+
+    kind: ClassVar[str] = "features"
+    node: str
+    session: str
+    epoch: int
+    first: int
+    count: int
+    taps: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
