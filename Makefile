@@ -12,7 +12,7 @@ BIN       := .venv/bin
 READY     := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench demo-model clean
+.PHONY: help demo test check format bench demo-model demo-drafts clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -36,8 +36,11 @@ format: $(READY) ## format the code, and mend what lint can mend
 bench: $(READY) ## measure on this machine: a table, and build/bench.json
 	@$(BIN)/python -m flowspec.bench.run
 
-demo-model: $(READY) ## train the demo model and its draft again (hours)
-	@$(BIN)/python -m flowspec.demo.train all
+demo-model: $(READY) ## train the demo model and its drafts again (hours)
+	@$(BIN)/python -m flowspec.training.demo all
+
+demo-drafts: $(READY) ## train the demo's drafts again, for the model that is there (75 minutes)
+	@$(BIN)/python -m flowspec.training.demo drafts
 
 clean: ## remove .venv, caches and what was built
 	@rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

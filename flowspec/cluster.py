@@ -43,7 +43,7 @@ class LocalCluster:
 
     Either a `topology`, all of whose nodes run here, or what `Topology.local` makes: `model` (a directory, a hub id or
     "demo"), `stages`, `base_port` (absent: free ports), `emulate` (e.g. `{"base_ms": 60}`, for every stage), `drafter`
-    ("ngram", "causal-lm", "none") with `draft` (its model), `policy`, `dtype`, and any other key of a topology file.
+    (as in a topology file) with `draft` (its model or head), `policy`, `dtype`, and any other key of a topology file.
     `progress` is called in the event loop. Entering raises the error of the first node that dies; so does `wait`.
     """
 
@@ -216,8 +216,7 @@ def local_topology(
 ) -> Topology:
     """What `LocalCluster` runs when it is given no topology; an override that is None is none."""
     if draft is not None or drafter is not None:
-        kind = drafter or "causal-lm"
-        overrides["drafter"] = {"kind": kind} if draft is None else {"kind": kind, "model": draft}
+        overrides["drafter"] = {"kind": drafter} if draft is None else _drafter_with(draft, drafter)
     return Topology.local(
         model,
         stages,
@@ -225,6 +224,16 @@ def local_topology(
         each_stage={"emulate": dict(emulate)} if emulate else None,
         **{key: value for key, value in overrides.items() if value is not None},
     )
+
+
+def _drafter_with(model: str, kind: str | None) -> dict[str, str]:
+    """The section `drafter` for weights in `model`: of `kind`, or of the kind that lies there."""
+    if kind not in (None, "hybrid"):
+        return {"kind": str(kind), "model": model}
+    from flowspec.drafting.plan import kind_in
+
+    found = kind_in(model)
+    return {"kind": found, "model": model} if kind is None else {"kind": "hybrid", "of": found, "model": model}
 
 
 def _death(node: NodeProcess) -> FlowspecError:

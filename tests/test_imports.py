@@ -22,7 +22,7 @@ LEVELS = (
     {"wire", "topology"},
     {"transport"},
     {"runtime", "schedule", "model", "drafting"},
-    {"roles"},
+    {"roles", "training"},
     {"planning", "cluster", "forking", "client", "stream"},
     {"cli", "server", "bench"},
 )
@@ -40,6 +40,7 @@ NEVER = (
     ("flowspec.model", {"zmq", "asyncio"}),
     ("flowspec.drafting", {"zmq", "asyncio"}),
     ("flowspec.roles", {"zmq"}),
+    ("flowspec.training", {"zmq", "asyncio"}),
 )
 
 POLICY_FREE = ("flowspec.roles.stage",)

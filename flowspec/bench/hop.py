@@ -21,7 +21,6 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 import zmq
-import zmq.asyncio
 
 from flowspec.errors import PeerTimeout
 from flowspec.runtime.compute import ComputeThread
@@ -125,19 +124,22 @@ async def _ends(parent: Connection) -> AsyncIterator[_Ends]:
     sockets = SocketSet("hop", options)
     plain = zmq.Context()
     try:
-        pull, push = sockets.create(zmq.PULL, options.pipe_depth), sockets.create(zmq.PUSH, options.pipe_depth)
+        pull, push = (
+            sockets.create(zmq.PULL, "in", options.pipe_depth),
+            sockets.create(zmq.PUSH, "out", options.pipe_depth),
+        )
         raw_in, raw_out = plain.socket(zmq.PULL), plain.socket(zmq.PUSH)
         raw_in.linger = raw_out.linger = 0
         raw_in.rcvtimeo = raw_out.sndtimeo = round(DEADLINE_SECONDS * 1000)
-        pull.bind("tcp://127.0.0.1:*")
+        pull.plain.bind("tcp://127.0.0.1:*")
         raw_in.bind("tcp://127.0.0.1:*")
-        parent.send((_endpoint(pull), _endpoint(raw_in)))
+        parent.send((_endpoint(pull.plain), _endpoint(raw_in)))
         address, raw_address = parent.recv()
         sockets.connect(push, address)
         raw_out.connect(raw_address)
         yield _Ends(
-            SocketSender(push, "hop", options.pipe_depth, options.limits),
-            SocketReceiver(pull, "hop", options.pipe_depth, options.limits),
+            SocketSender(push, options.pipe_depth, options.limits),
+            SocketReceiver(pull, options.pipe_depth, options.limits),
             raw_out,
             raw_in,
         )
@@ -146,7 +148,7 @@ async def _ends(parent: Connection) -> AsyncIterator[_Ends]:
         plain.destroy(linger=0)
 
 
-def _endpoint(socket: zmq.Socket[bytes] | zmq.asyncio.Socket) -> str:
+def _endpoint(socket: zmq.Socket[bytes]) -> str:
     name = socket.getsockopt(zmq.LAST_ENDPOINT)
     assert isinstance(name, bytes)
     return name.rstrip(b"\0").decode()

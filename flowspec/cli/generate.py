@@ -51,8 +51,10 @@ def generate(
     ] = None,
     stages: Annotated[int | None, typer.Option(help="Stages of the local pipeline.  [default: 4]")] = None,
     policy: Annotated[str | None, typer.Option(help="flowspec, or autoregressive.  [default: flowspec]")] = None,
-    drafter: Annotated[str | None, typer.Option(help="Who drafts: auto, none, ngram or causal-lm.")] = None,
-    draft: Annotated[str | None, typer.Option(metavar="DIR", help="The model of a causal-lm drafter.")] = None,
+    drafter: Annotated[
+        str | None, typer.Option(help="Who drafts: auto, none, ngram, causal-lm, eagle, eagle3 or hybrid.")
+    ] = None,
+    draft: Annotated[str | None, typer.Option(metavar="DIR", help="The model or head of the drafter.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to write.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 takes the most probable token.  [default: 0]")] = None,

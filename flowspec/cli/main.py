@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from flowspec import __version__
+from flowspec.cli.convert_head import convert_head
 from flowspec.cli.demo import demo
 from flowspec.cli.generate import generate
 from flowspec.cli.node import node
+from flowspec.cli.train import train_draft
 from flowspec.cli.up import up
 from flowspec.errors import FlowspecError
 
@@ -33,6 +35,8 @@ app.command(short_help="Both policies on the shipped model, compared.")(demo)
 app.command(short_help="Continue a prompt.")(generate)
 app.command()(up)
 app.command()(node)
+app.command(short_help="Make safetensors of a draft head's pickled weights.")(convert_head)
+app.command(short_help="Train a draft for a model of your own.")(train_draft)
 
 
 def _version(asked: bool) -> None:

@@ -16,8 +16,14 @@ def check_models(topology: Topology) -> None:
         layers = check_model(name)
         topology.check_layers(layers)
     drafter = topology.effective_drafter
-    if drafter.kind == "causal-lm" and drafter.model not in (None, "demo"):
+    if drafter.model_kind == "causal-lm" and drafter.model not in (None, "demo"):
         check_model(str(drafter.model))
+    elif drafter.model_kind in ("eagle", "eagle3"):
+        from flowspec.drafting.plan import plan_drafter
+        from flowspec.model.hub import resolve_model
+        from flowspec.model.weights import Checkpoint
+
+        plan_drafter(topology, Checkpoint(resolve_model(topology.draft_node.model)))
 
 
 def check_model(name: str) -> int:

@@ -53,7 +53,9 @@ def _print_plan(topology: Topology, name: str) -> None:
     checkpoint = Checkpoint(resolve_model(node.model))
     ports = f"port {node.port}" if node.ports == 1 else f"ports {node.port}-{node.port + node.ports - 1}"
     lines = [f"{name}: {node.role} node on {node.host}, {ports}, device {node.device}, {node.dtype}"]
-    lines += _held_by_drafter(topology) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
+    lines += (
+        _held_by_drafter(topology, checkpoint) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
+    )
     typer.echo("\n".join(lines))
 
 
@@ -77,21 +79,29 @@ def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> lis
     ]
 
 
-def _held_by_drafter(topology: Topology) -> list[str]:
+def _held_by_drafter(topology: Topology, checkpoint: Checkpoint) -> list[str]:
     """The drafter's own copies of embedding and head are counted: it shares nothing with a stage."""
     from flowspec.cli.render import size
-    from flowspec.model.hub import resolve_model
-    from flowspec.model.layout import DTYPE_BYTES, block_bytes
-    from flowspec.model.weights import Checkpoint
+    from flowspec.drafting.plan import plan_drafter
 
-    drafter = topology.effective_drafter
-    if drafter.kind != "causal-lm" or drafter.model is None:
-        return [f"  drafter  {drafter.kind}, no weights"]
-    model = Checkpoint(resolve_model("demo-draft" if drafter.model == "demo" else drafter.model))
-    held = block_bytes(model, 0, model.layer_count, topology.draft_node.dtype)
-    layers = sum(model.parameters.layers) * DTYPE_BYTES[topology.draft_node.dtype]
-    return [
-        f"  drafter  {drafter.kind}, {model.layer_count} layers",
-        f"  weights  {size(held.weights)}, of which embedding, norm and head {size(held.weights - layers)}",
-        f"  cache    {size(held.row)} a row",
+    plan = plan_drafter(topology, checkpoint)
+    if not plan.weights:
+        return [f"  drafter  {plan.kind}, no weights"]
+    layers = "1 layer" if plan.layers == 1 else f"{plan.layers} layers"
+    copied = f"; {size(plan.copied)} are the model's own" if plan.copied else ""
+    lines = [
+        f"  drafter  {plan.kind}, {layers}",
+        f"  weights  {size(plan.weights)}, of which embedding, norm and head {size(plan.vocabulary)}{copied}",
+        f"  cache    {size(plan.row)} a row",
     ]
+    if plan.taps:
+        lines.append(f"  reads    {', '.join(_tap(tap, checkpoint.layer_count) for tap in plan.taps)}")
+    return lines
+
+
+def _tap(tap: int, layers: int) -> str:
+    from flowspec.wire.messages import FINAL
+
+    if tap == FINAL:
+        return "the state after the final norm"
+    return "the output of the last layer" if tap == layers else f"the input of layer {tap}"

@@ -1,6 +1,7 @@
-"""The demo model: a small Python-completing target, its one-layer draft, and all that made them.
+"""The demo's models: a small Python-completing target, its drafts, and what its text is.
 
-The package knows where the shipped weights lie and nothing of pipelines. Importing it is cheap: no torch.
+The package knows where the shipped weights lie and which sources they learned from; `flowspec.training.demo` makes
+them. Importing it is cheap: no torch.
 """
 
 from pathlib import Path
@@ -10,4 +11,13 @@ MODEL_DIR: Final = Path(__file__).parent / "model"
 """The target in Hugging Face format: config, weights, tokenizer."""
 
 DRAFT_DIR: Final = Path(__file__).parent / "draft"
-"""The draft in the same format, with a copy of the target's tokenizer."""
+"""The causal-lm draft in the same format, with a copy of the target's tokenizer."""
+
+EAGLE_DIR: Final = Path(__file__).parent / "eagle"
+"""The target's EAGLE head."""
+
+EAGLE3_DIR: Final = Path(__file__).parent / "eagle3"
+"""The target's EAGLE-3 head."""
+
+SHIPPED: Final = {"demo": MODEL_DIR, "demo-draft": DRAFT_DIR, "demo-eagle": EAGLE_DIR, "demo-eagle3": EAGLE3_DIR}
+"""Name of a model -> its folder."""

@@ -13,6 +13,7 @@ from flowspec.errors import ModelError
 from flowspec.model.hub import resolve_model
 from flowspec.model.weights import Checkpoint
 from flowspec.schedule.events import GrowTree
+from flowspec.topology import Drafter as DrafterSection
 from flowspec.topology import Topology
 from flowspec.wire.parameters import SamplingParameters
 
@@ -55,20 +56,35 @@ class Drafter(Protocol):
 def build_drafter(topology: Topology, target: Checkpoint) -> Drafter | None:
     """The drafter of a topology, loaded; None for the kind "none". `ModelError` when it does not fit `target`."""
     chosen = topology.effective_drafter
-    if chosen.kind == "ngram":
+    if chosen.kind == "none":
+        return None
+    if chosen.kind in ("ngram", "hybrid"):
         from flowspec.drafting.ngram import NgramDrafter
 
-        return NgramDrafter()
-    if chosen.kind == "causal-lm":
+        if chosen.kind == "ngram":
+            return NgramDrafter()
+        from flowspec.drafting.hybrid import HybridDrafter
+
+        return HybridDrafter([NgramDrafter(), _build_model_drafter(chosen, topology, target)])
+    return _build_model_drafter(chosen, topology, target)
+
+
+def _build_model_drafter(chosen: DrafterSection, topology: Topology, target: Checkpoint) -> Drafter:
+    """A drafter with weights: a small model, or a head of the target."""
+    kind, name, node = chosen.model_kind, chosen.model_name, topology.draft_node
+    assert kind is not None
+    assert name is not None
+    if kind == "causal-lm":
         from flowspec.drafting.causal_lm import CausalLmDrafter
 
-        assert chosen.model is not None
-        name = "demo-draft" if chosen.model == "demo" else chosen.model
         draft = Checkpoint(resolve_model(name))
         check_vocabulary(draft, target)
-        node = topology.draft_node
         return CausalLmDrafter.load(draft, dtype=node.dtype, device=node.device, vocab_size=target.vocab_size)
-    return None
+    from flowspec.drafting.head_drafter import HeadDrafter
+    from flowspec.drafting.head_files import load_head
+
+    folder = resolve_model(name)
+    return HeadDrafter(load_head(folder, target, kind=kind, dtype=node.dtype, device=node.device, taps=chosen.taps))
 
 
 def check_vocabulary(draft: Checkpoint, target: Checkpoint) -> None:

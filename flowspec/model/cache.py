@@ -112,8 +112,8 @@ class TreeCache(RowTree):
 
     def commit(self, decree: int) -> tuple[int, ...]:
         side, before = self._side, self._count
-        accepted = super().commit(decree)
         self._targets, self._overwritten = None, []
+        accepted = super().commit(decree)
         if side is not None and accepted:
             joined = len(accepted)
             side[: before - joined + 1] = side[joined : before + 1].clone()
@@ -130,9 +130,9 @@ class TreeCache(RowTree):
         """Remember what `tensor` holds at `indices`, until the batch is closed."""
         self._overwritten.append((tensor, dimension, indices, tensor.index_select(dimension, indices)))
 
-    def prune(self) -> Pruned | None:
+    def prune(self, verdict: tuple[int, int] | None = None) -> Pruned | None:
         base = self.prefix
-        pruned = super().prune()
+        pruned = super().prune(verdict)
         if pruned is not None:
             self._compact(base, pruned)
         return pruned

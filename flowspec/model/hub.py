@@ -20,14 +20,14 @@ def hub_origin(path: Path) -> tuple[str, str] | None:
 
 
 def resolve_model(name: str) -> Path:
-    """The directory of a model: "demo" and "demo-draft" are shipped, else a directory, else a hub id.
+    """The directory of a model: a shipped one (`flowspec.demo.SHIPPED`), else a directory, else a hub id.
 
     Of a hub model only the small files are fetched here; a stage fetches the weights that it needs.
     """
-    from flowspec.demo import DRAFT_DIR, MODEL_DIR
+    from flowspec.demo import SHIPPED
 
-    if name in ("demo", "demo-draft"):
-        return MODEL_DIR if name == "demo" else DRAFT_DIR
+    if name in SHIPPED:
+        return SHIPPED[name]
     path = Path(name).expanduser()
     if path.is_dir():
         return path

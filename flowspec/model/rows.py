@@ -167,6 +167,11 @@ class RowTree(RowColumns):
             if self._noted is None or frontier > self._noted[0]:
                 self._noted = (frontier, token)
 
+    @property
+    def noted(self) -> tuple[int, int] | None:
+        """The newest verdict that was noted: (frontier, token)."""
+        return self._noted
+
     def alive(self) -> bool:
         """Whether anything of the open batch can still be accepted, as far as the noted verdict tells."""
         noted = self._noted
@@ -184,15 +189,15 @@ class RowTree(RowColumns):
         child = self._child(frontier, token)
         return child is not None and bool(self._matrix[start:count, child].any())
 
-    def prune(self) -> Pruned | None:
-        """Apply the noted verdict: what lies neither on the way to its frontier nor under its token goes.
+    def prune(self, verdict: tuple[int, int] | None = None) -> Pruned | None:
+        """Apply the noted verdict, or `verdict`: what lies neither on the way to its frontier nor under its token goes.
 
         None when no row moves or goes (`next_token` may have become known all the same). A verdict whose frontier is
         unknown here, or inside the prefix, changes nothing. Not while a batch is open.
         """
         if self._open is not None:
             raise InvariantViolation("rows never move while a batch is open")
-        noted = self._noted
+        noted = verdict or self._noted
         frontier = None if noted is None else self._index(noted[0])
         if noted is None or frontier is None or (frontier < 0 and self.next_token == noted[1]):
             return None

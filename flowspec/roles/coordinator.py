@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from flowspec.drafting.drafter import build_drafter
 from flowspec.errors import PipelineError
@@ -19,6 +20,7 @@ from flowspec.model.hub import resolve_model
 from flowspec.model.weights import Checkpoint
 from flowspec.roles.admission import Admission
 from flowspec.roles.draft_desk import DraftDesk
+from flowspec.roles.feature_desk import FeatureDesk
 from flowspec.roles.front_desk import FrontDesk
 from flowspec.roles.handshake import Handshake
 from flowspec.roles.introduction import host_identity, use_threads
@@ -49,6 +51,7 @@ from flowspec.wire.messages import (
     Cancelled,
     Close,
     Credit,
+    Features,
     Heartbeat,
     Hello,
     Leaving,
@@ -61,6 +64,10 @@ from flowspec.wire.messages import (
     Status,
     Trouble,
 )
+from flowspec.wire.tensors import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +75,7 @@ Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
 
 
-OWN_MESSAGES = (Hello, ProbeSeen, Heartbeat, Leaving, OpenAcknowledged, Credit, Returned, Trouble)
+OWN_MESSAGES = (Hello, ProbeSeen, Heartbeat, Leaving, OpenAcknowledged, Credit, Features, Returned, Trouble)
 """What the coordinator itself hears on the return pipe."""
 
 
@@ -152,6 +159,8 @@ class Coordinator(Node):
             deadline=self.topology.timeouts.progress,
             apply=self.apply,
         )
+        self._features = FeatureDesk(self._hidden_size, self._drafts.take_features)
+        self._drafts.abandon = self._features.abandon
         desk = self._desk = FrontDesk(
             self.admission,
             channels.clients,
@@ -159,7 +168,7 @@ class Coordinator(Node):
             apply=self.apply,
             check_open=self._check_open,
             begin=self._drafts.open,
-            end=self._drafts.close,
+            end=self._session_ended,
             status=self._status,
         )
         pipe = over_link(channels.forward_out, self.topology, self, self.topology.stages[0].name)
@@ -174,7 +183,9 @@ class Coordinator(Node):
         """Tokenizer, drafter and the picture of the model; on the compute thread."""
         use_threads(self.topology.draft_node.threads)
         checkpoint = Checkpoint(resolve_model(self.topology.draft_node.model))
-        self.hidden_bytes = checkpoint.hidden_size * 4
+        self._hidden_size = checkpoint.hidden_size
+        self.hidden_bytes = checkpoint.hidden_size * ITEM_BYTES[self.topology.stages[0].dtype]
+        """Of one token on its way from stage to stage."""
         self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
         self._progress("loading the drafter", 0, 0)
         self.drafter = build_drafter(self.topology, checkpoint)
@@ -244,8 +255,10 @@ class Coordinator(Node):
             case BreakSession(session, _, reason):
                 self._desk.fail(session, PipelineError(reason, session=session))
             case OpenSession(session, epoch):
-                admitted = self._desk.requests[session].admitted
-                self._outgoing.put_nowait(Open(session, epoch, admitted.row_limit, admitted.sampling))
+                request = self._desk.requests[session]
+                admitted = request.admitted
+                self._features.open(session, epoch, request.taps, admitted.row_limit)
+                self._outgoing.put_nowait(Open(session, epoch, admitted.row_limit, admitted.sampling, request.taps))
 
     async def _feed_pipe(self, pipe: Sender) -> None:
         """Task: send what was decided, in order; the roster is filled in at the last moment."""
@@ -255,7 +268,7 @@ class Coordinator(Node):
             message = await self._outgoing.get()
             if isinstance(message, Segment):
                 self._watch.moved()
-                message = replace(message, roster=self.scheduler.roster())
+                message = replace(message, roster=self._features.acknowledge(self.scheduler.roster()))
                 size = await pipe.send(message)
                 request = self._desk.requests.get(message.session)
                 if request is not None:
@@ -274,6 +287,8 @@ class Coordinator(Node):
             handler = self._handlers.get(type(envelope.message))
             if handler is not None:
                 await handler(envelope)
+            elif isinstance(envelope.message, Features):
+                self._hear_features(envelope.message, envelope.tensors)
             else:
                 self._hear(envelope.message)
 
@@ -297,6 +312,17 @@ class Coordinator(Node):
                 self._watch.leaving(message)
             case Trouble(node, session, _, reason) if session is not None:
                 self._desk.fail(session, PipelineError(reason, node=node, session=session))
+
+    def _hear_features(self, message: Features, tensors: tuple[Tensor, ...]) -> None:
+        assert self._desk is not None
+        request = self._desk.requests.get(message.session)
+        if request is not None:
+            request.link_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            self._features.hear(message, tensors)
+
+    def _session_ended(self, session: str) -> None:
+        self._features.close(session)
+        self._drafts.close(session)
 
     def _acknowledged(self, message: OpenAcknowledged) -> None:
         assert self._desk is not None

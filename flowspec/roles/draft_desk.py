@@ -10,17 +10,25 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from flowspec.drafting.drafter import Children, Drafter
 from flowspec.roles.request import Admitted
 from flowspec.runtime.compute import ComputeThread
-from flowspec.schedule.events import DrafterLost, Event, GrowTree, TreeGrown
+from flowspec.schedule.arbiter import DRAFTLESS
+from flowspec.schedule.events import DrafterLost, Event, FeaturesArrived, GrowTree, TreeGrown
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
 
 class DraftDesk:
-    """`apply(event)` is the scheduler's ear; `deadline` in seconds is for one step, a long prompt included."""
+    """`apply(event)` is the scheduler's ear; `deadline` in seconds is for one step, a long prompt included.
+
+    `abandon(session)` is told when the drafter takes no more features of a session, `abandon(None)`: of any.
+    """
 
     def __init__(
         self,
@@ -37,21 +45,30 @@ class DraftDesk:
         self._deadline = deadline
         self._apply = apply
         self._hung = False
+        self._deaf: set[str] = set()
+        """Sessions whose features the drafter failed to take."""
+        self.abandon: Callable[[str | None], None] = lambda _: None
 
     @property
     def name(self) -> str:
         return self.drafter.name if self.drafter is not None else "none"
 
-    async def open(self, admitted: Admitted, session: str) -> bool:
-        """Prepare for a session; False when it has to do without guesses."""
-        if self.drafter is None or self._hung:
-            return False
+    async def open(self, admitted: Admitted, session: str) -> tuple[int, ...] | None:
+        """Prepare for a session; returns the taps that the drafter reads, None when it has to do without guesses."""
+        if self.drafter is None or self._hung or admitted.policy in DRAFTLESS:
+            return None
         await self._compute.run(self.drafter.open, session, admitted.sampling, admitted.row_limit)
-        return True
+        return self.drafter.taps
 
     def close(self, session: str) -> None:
         if self.drafter is not None:
-            self._compute.run(self.drafter.close, session)
+            self._compute.run(self._forget, session)
+
+    def _forget(self, session: str) -> None:
+        """On the drafter's thread."""
+        self._deaf.discard(session)
+        if self.drafter is not None:
+            self.drafter.close(session)
 
     def ask(self, command: GrowTree) -> None:
         """One step; its answer comes as `TreeGrown`, or as `DrafterLost`."""
@@ -72,8 +89,39 @@ class DraftDesk:
 
         step.add_done_callback(answered)
 
+    def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
+        """Give features to the drafter, in order with its steps; the scheduler hears `FeaturesArrived`."""
+        if self.drafter is None or self._hung:
+            return
+        count = first + len(features)
+        taken = self._compute.run(self._take, session, epoch, first, features)
+
+        def answered(future: asyncio.Future[bool]) -> None:
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is not None:
+                logger.error("the drafter failed to take features, going on without them: %s", error)
+                self.abandon(session)
+            elif future.result():
+                self._apply(FeaturesArrived(session, epoch, count))
+
+        taken.add_done_callback(answered)
+
+    def _take(self, session: str, epoch: int, first: int, features: Tensor) -> bool:
+        """On the drafter's thread. After a failure the session's features would have a gap: it gets no more of them."""
+        if self.drafter is None or session in self._deaf:
+            return False
+        try:
+            self.drafter.take_features(session, epoch, first, features)
+        except BaseException:
+            self._deaf.add(session)
+            raise
+        return True
+
     def _give_up(self, command: GrowTree, step: asyncio.Future[Children]) -> None:
         logger.error("the drafter %s gave no answer within %g s, going on without it", self.name, self._deadline)
         self._hung = True
         step.cancel()
+        self.abandon(None)
         self._apply(DrafterLost(command.session))

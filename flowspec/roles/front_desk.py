@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 class FrontDesk:
     """All requests of one coordinator.
 
-    `check_open(live)` raises when no request can be taken now; `begin(admitted, session)` prepares the drafter;
+    `check_open(live)` raises when no request can be taken now; `begin(admitted, session)` prepares the drafter
+    and returns the taps that it reads, None when there is no drafter for this session;
     `end(session)` is told of every session that ends, however it ends.
     """
 
@@ -38,7 +39,7 @@ class FrontDesk:
         stages: tuple[str, ...],
         apply: Callable[[Event], None],
         check_open: Callable[[int], None],
-        begin: Callable[[Admitted, str], Awaitable[bool]],
+        begin: Callable[[Admitted, str], Awaitable[tuple[int, ...] | None]],
         end: Callable[[str], None],
         status: Callable[[str], Status],
     ) -> None:
@@ -91,19 +92,27 @@ class FrontDesk:
         try:
             self._check_open(len(self.requests))
             admitted = self.admission.admit(message, peer)
-            drafter = await self._begin(admitted, session)
+            taps = await self._begin(admitted, session)
         except FlowspecError as error:
             self._outbox.put_nowait((peer, Failed(message.request, type(error).__name__, str(error))))
             return
         text = TextStream(self.admission.tokenizer, admitted.stop, self.admission.eos, admitted.prompt)
-        self.requests[session] = Request(admitted, session, text, asked, unacknowledged=set(self._stages))
+        self.requests[session] = Request(
+            admitted, session, text, asked, taps=taps or (), unacknowledged=set(self._stages)
+        )
         self._session_of[peer, admitted.request] = session
         self.idle.clear()
         started = Started(message.request, session, admitted.prompt, admitted.sampling, admitted.policy)
         self._outbox.put_nowait((peer, started))
         self._apply(
             SessionRequested(
-                session, admitted.prompt, admitted.policy, admitted.max_new_tokens, admitted.eos, drafter=drafter
+                session,
+                admitted.prompt,
+                admitted.policy,
+                admitted.max_new_tokens,
+                admitted.eos,
+                drafter=taps is not None,
+                features=bool(taps),
             )
         )
 

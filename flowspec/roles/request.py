@@ -39,6 +39,8 @@ class Request:
     tokens: int = 0
     drafted_tokens: int = 0
     link_bytes: int = 0
+    taps: tuple[int, ...] = ()
+    """Hidden states of accepted tokens that its drafter reads."""
     unacknowledged: set[str] = field(default_factory=set)
     """Stages that have not acknowledged the session yet."""
 

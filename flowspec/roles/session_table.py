@@ -1,17 +1,26 @@
 """The sessions of one stage: admitted under a memory limit, found by name and epoch, freed as soon as they are over.
 
+With a session goes its outbox of features, where its drafter reads any of this stage.
+
 Rows are made and given back on the compute thread; what was heard about a session is noted from the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 
-from flowspec.errors import FlowspecError, LimitExceeded
+from flowspec.errors import FlowspecError, LimitExceeded, RequestError
 from flowspec.model.block import LayerBlock
-from flowspec.roles.stage_session import StageSession, StageTime
+from flowspec.roles.feature_outbox import FeatureOutbox, FeatureOutboxes
+from flowspec.roles.stage_session import StageSession, StageTime, bytes_limit
 from flowspec.runtime.compute import ComputeThread
-from flowspec.wire.messages import Cancelled, Close, Open, RosterEntry, Verdict
+from flowspec.wire.messages import FINAL, Cancelled, Close, Open, RosterEntry, Verdict
+
+logger = logging.getLogger(__name__)
+
+MAX_TAPS = 8
+"""Tensors that travel in one message."""
 
 
 class SessionTable:
@@ -27,6 +36,9 @@ class SessionTable:
         self._memory = memory
         self._sessions: dict[str, StageSession] = {}
         self._emptied = asyncio.Event()
+        self._collecting: set[StageSession] = set()
+        """Those whose collection is in the compute thread's queue."""
+        self.outboxes = FeatureOutboxes()
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -47,18 +59,29 @@ class SessionTable:
         await self.free(opened.session)
         try:
             self._admit(opened)
-            session = await self._compute.run(StageSession, opened, self._block, self._time)
+            taps = self._block.taps_here(opened.taps)
+            collected = None
+            if taps:
+                collected = self.outboxes.open(FeatureOutbox(self._node, opened.session, opened.epoch, taps))
+            session = await self._compute.run(StageSession, opened, self._block, self._time, collected)
         except FlowspecError as error:
             return str(error)
         self._sessions[opened.session] = session
         return ""
 
     def _admit(self, opened: Open) -> None:
-        rows = opened.row_limit + sum(session.row_limit for session in self._sessions.values())
-        if rows * self._block.row_bytes > self._memory:
+        unknown = next((tap for tap in opened.taps if tap != FINAL and not 0 <= tap <= self._block.layer_count), None)
+        if unknown is not None:
+            raise RequestError(
+                f"the drafter reads tap {unknown}, the model has {self._block.layer_count} layers", node=self._node
+            )
+        needed = bytes_limit(opened, self._block) + sum(session.bytes_limit for session in self._sessions.values())
+        if len(set(opened.taps)) > MAX_TAPS:
+            raise LimitExceeded("hidden states that a drafter reads", len(set(opened.taps)), MAX_TAPS, node=self._node)
+        if needed > self._memory:
             raise LimitExceeded(
                 "limits.memory (bytes of cache on a node)",
-                rows * self._block.row_bytes,
+                needed,
                 self._memory,
                 node=self._node,
                 hint="raise limits.memory in the topology, or ask for fewer tokens or fewer sessions at a time",
@@ -71,6 +94,7 @@ class SessionTable:
 
     async def free(self, name: str) -> None:
         session = self._sessions.pop(name, None)
+        self.outboxes.close(name)
         if session is not None:
             await self._compute.run(session.free)
         if not self._sessions:
@@ -95,18 +119,39 @@ class SessionTable:
 
     def note_roster(self, roster: tuple[RosterEntry, ...]) -> None:
         for entry in roster:
+            session = self.find(entry.session, entry.epoch)
+            if session is None:
+                continue
+            if session.taps:
+                self.outboxes.hear(entry)
+                if entry.features >= session.row_limit:
+                    session.stop_collecting()
             if entry.frontier is not None and entry.token is not None:
-                session = self.find(entry.session, entry.epoch)
-                if session is not None:
-                    session.note(entry.frontier, entry.token)
+                self._note(session, entry.frontier, entry.token)
 
     def note(self, verdict: Verdict) -> None:
         session = self.find(verdict.session, verdict.epoch)
         if session is not None:
-            session.note(verdict.frontier, verdict.token)
+            self._note(session, verdict.frontier, verdict.token)
+
+    def _note(self, session: StageSession, frontier: int, token: int) -> None:
+        """What a verdict accepts is collected by a running forward between its layers, else as soon as may be."""
+        if session.note(frontier, token) and session.taps and session not in self._collecting:
+            self._collecting.add(session)
+            self._compute.run(self._collect, session).add_done_callback(_log_failure)
+
+    def _collect(self, session: StageSession) -> None:
+        """On the compute thread. A verdict that is heard from now on asks for another collection."""
+        self._collecting.discard(session)
+        session.collect()
 
     def cancel(self, cancelled: Cancelled) -> None:
         """Stop working for the session; the close that follows in the pipe frees its rows."""
         session = self.find(cancelled.session, cancelled.epoch)
         if session is not None:
             session.cancel()
+
+
+def _log_failure(done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None:
+        logger.error("features could not be collected: %s", error)

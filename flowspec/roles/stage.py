@@ -148,6 +148,7 @@ class StageNode(Node):
         self.spawn(self._read_pipe(channels.forward_in), "forward pipe")
         self.spawn(self._read_broadcasts(channels.broadcasts), "broadcasts")
         self.spawn(self._work(), "segments")
+        self.spawn(self._sessions.outboxes.send(self._return), "features")
         self.spawn(self._introduce(), "hello")
         self.spawn(self._beat(), "heartbeat")
 
@@ -291,6 +292,8 @@ class StageNode(Node):
         frontier, token = step.verdict or (None, None)
         if step.moved and self._verdicts is not None and frontier is not None and token is not None:
             await self._verdicts.send(Verdict(segment.session, segment.epoch, frontier, token))
+        # What the verdict accepts reaches the drafter no later than the news of it.
+        await self._sessions.outboxes.send_due(self._return)
         await self._return.send(
             Returned(
                 self.name,

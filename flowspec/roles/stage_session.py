@@ -43,6 +43,12 @@ class StageTime:
         return self.base + self.per_token * tokens
 
 
+def bytes_limit(opened: Open, block: LayerBlock) -> int:
+    """Most bytes that a session may come to hold at a stage: rows, and features that wait to be acknowledged."""
+    features = len(block.taps_here(opened.taps)) * block.hidden_size * block.dtype.itemsize
+    return opened.row_limit * (block.row_bytes + features)
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """What is left of a segment after this stage, and the tail's newest verdict (frontier, token)."""
@@ -69,6 +75,7 @@ class StageSession:
         self.epoch = opened.epoch
         self.next_number = 0
         self.row_limit = opened.row_limit
+        self.bytes_limit = bytes_limit(opened, block)
         self._block = block
         self._time = stage_time
         self._heard = threading.Event()
@@ -91,10 +98,12 @@ class StageSession:
     def rows(self) -> int:
         return self._cache.rows
 
-    def note(self, frontier: int, token: int) -> None:
-        """A verdict was heard; takes effect at the next chance. Safe from any thread."""
+    def note(self, frontier: int, token: int) -> bool:
+        """A verdict was heard; takes effect at the next chance. False when it is not news. Safe from any thread."""
+        before = self._cache.noted
         self._cache.note(frontier, token)
         self._heard.set()
+        return self._cache.noted is not before
 
     def cancel(self) -> None:
         """Nothing of this session is wanted any more. Safe from any thread."""
@@ -140,8 +149,12 @@ class StageSession:
             self._followed = noted
             self._collect(noted[0])
 
+    def stop_collecting(self) -> None:
+        """Nobody reads this session's features any more. Safe from any thread."""
+        self.taps = ()
+
     def free(self) -> None:
-        self.taps = self._inside = ()
+        self.taps = ()
         self._cache.free()
 
     def _inputs(self, draft: DraftTokens, hidden: torch.Tensor | None, living: list[int], total: int) -> torch.Tensor:
@@ -179,8 +192,10 @@ class StageSession:
 
     def _prune(self) -> None:
         noted = self._cache.noted
-        if self.taps and noted is not None:
-            self._collect(noted[0])
+        if noted is None:
+            return
+        self._collect(noted[0])
+        # Not a newer one, which may be noted at any moment: what it accepts was not collected.
         pruned = self._cache.prune(noted)
         if pruned is not None:
             self._remember(pruned.accepted_tokens)
@@ -194,8 +209,8 @@ class StageSession:
 
         Has to happen before the rows join the prefix: the side column keeps none of that.
         """
-        cache, collected = self._cache, self._collected
-        row = cache.find(last)
+        cache, collected, taps = self._cache, self._collected, self.taps
+        row = cache.find(last) if taps and collected is not None else None
         if row is None or row < cache.prefix or collected is None:
             return
         first = max(self._features, cache.prefix)
@@ -212,9 +227,9 @@ class StageSession:
         found = dict(zip(self._inside, columns, strict=True))
         if output is not None:
             found |= {self._block.layer_count: output}
-            if FINAL in self.taps:
+            if FINAL in taps:
                 found[FINAL] = self._block.normalise(output)
-        collected(first, tuple(found[tap].cpu().contiguous() for tap in self.taps))
+        collected(first, tuple(found[tap].cpu().contiguous() for tap in taps))
 
     def _still_alive(self, draft: DraftTokens, decree: int) -> list[int]:
         return [

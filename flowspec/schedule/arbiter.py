@@ -49,6 +49,10 @@ POLICIES = tuple(_FACTORIES)
 """Names of the policies, as a request gives them."""
 
 
+DRAFTLESS = frozenset({"autoregressive"})
+"""Those that never ask a drafter."""
+
+
 class Scheduler:
     """Shares the pipe among sessions: certain tokens before guesses, then whoever has least live work in flight."""
 

@@ -9,10 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import exp
 
-from flowspec.schedule.events import Command, DrafterLost, Event, SegmentReturned, SessionReady, TreeGrown
+from flowspec.schedule.events import (
+    Command,
+    DrafterLost,
+    Event,
+    FeaturesArrived,
+    SegmentReturned,
+    SessionReady,
+    TreeGrown,
+)
 from flowspec.schedule.growth import Growth, GrowthSettings
 from flowspec.schedule.policy import Room
 from flowspec.schedule.session import Session
+from flowspec.schedule.window import TYPICAL_TOKENS
 from flowspec.wire.messages import DraftTokens
 
 
@@ -54,9 +63,13 @@ class Continuous:
                 self.growth.merge(event)
             case DrafterLost():
                 self.growth.lost, self.growth.out = True, None
-            case SessionReady():
+            case SessionReady() | FeaturesArrived():
                 pass
-        return [*commands, *self.growth.ask(self._cap(room), room.pipe.round_trip(1))]
+        pipe = room.pipe
+        asked = self.growth.ask(
+            self._cap(room), pipe.round_trip(1), pipe.segment(TYPICAL_TOKENS), free=not pipe.contended
+        )
+        return [*commands, *asked]
 
     def _cap(self, room: Room) -> int:
         return max(2, self.settings.tree // room.sessions)

@@ -1,19 +1,25 @@
 """The dialogue with the drafter for one session: what it was given, what to expand next, what an answer is worth.
 
-At most one `GrowTree` is out. Growth is best-first: each step expands the best tokens that were never expanded, so the
-tree becomes deep where the drafter is sure and wide where it is not. Knows nothing of the pipe and sends no segment.
+At most one `GrowTree` is out. Growth is best-first: each step expands the tokens that promise most, those that were
+never expanded and those of which the drafter knows more now, since the target's features came. So the tree becomes
+deep where the drafter is sure and wide where it is not, and the root is drafted again from the fresh hidden state. How
+large a step is, and whether it is worth its time, follows from what earlier steps took and brought. Knows nothing of
+the pipe and sends no segment.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import exp, log
+from math import exp, isfinite, log
 
 from flowspec.errors import InvariantViolation
 from flowspec.schedule.events import GrowTree, TreeGrown
 from flowspec.schedule.session import Session
-from flowspec.schedule.tree import Reroot
+from flowspec.schedule.step_time import StepTime
+from flowspec.schedule.tree import DraftToken, Reroot, Scored
 from flowspec.wire.messages import NO_PARENT, DraftTokens
+
+LEAST_TRUST, MOST_TRUST = 0.01, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +32,23 @@ class GrowthSettings:
     """Probability, from the root, below which a token is not expanded."""
     gain: float = 0.2
     """A step is asked for when the tokens that it may gain would take longer than this many steps without drafts."""
+    patience: float = 1.5
+    """A step may take this many times what one that expands a single token takes, or as long as a segment: the verdict
+    that comes meanwhile has to wait for it."""
+    probing: float = 0.02
+    """Share of the time that steps may take which are not worth it, to learn whether the drafter became better."""
     trust_smoothing: float = 0.03
-    """Weight of the newest accepted token in the running means that tell how far to trust the drafter's scores."""
+    """Weight of the newest accepted token in the running means that tell how far to trust the drafter's scores. The
+    first ones weigh more, see `first_impression`."""
+    first_impression: float = 3.0
+    """What a drafter is taken for at first counts as much as this many tokens that were seen."""
     pool: int = 128
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
-    is, and the drafter is never asked twice for the same children."""
-    smoothing: float = 0.2
-    """Weight of the newest step in the running mean of its duration."""
+    is, and the drafter is not asked twice for the same children unless it knows more."""
     hit_smoothing: float = 0.02
-    """Weight of the newest expanded token in the running mean of its best child's probability."""
+    """Weight of the newest expanded token in the running means of its children's probabilities."""
+    renewal_smoothing: float = 0.05
+    """The same for tokens that were expanded again, in the running mean of what that changed."""
     typical_tokens: int = 32
     """A step that has more tokens to read than this is a prefill: its duration says nothing about the next step."""
 
@@ -46,13 +60,19 @@ class Growth:
         self.session = session
         self.settings = settings
         self.lost = not session.drafter
-        self.step_seconds: float | None = None
-        """Smoothed duration of a step; None before the first that was not a prefill."""
+        self.steps = StepTime()
         self.hits = [0.6, 0.12, 0.05, 0.03]
         """Smoothed probabilities of an expanded token's children, the best first."""
+        self.renewal = 0.15
+        """Smoothed share of the probability that moves to other children when a token is expanded again because
+        features came."""
         self._promised = self._kept = 1.0
         """Smoothed probability that the drafter gave to the children of an accepted token, and how often one of them
         was the next token indeed."""
+        self._judged = self._counted = 0
+        """Accepted tokens, and expanded ones, that these means and `hits` rest on."""
+        self._unasked = 0
+        """Accepted tokens since the last step."""
         self.restart()
 
     def restart(self) -> None:
@@ -69,24 +89,27 @@ class Growth:
     @property
     def trust(self) -> float:
         """Factor on the probability of each guess: a drafter may be right more often than it says, or less."""
-        return max(0.05, min(2.0, self._kept / self._promised))
+        return max(LEAST_TRUST, min(MOST_TRUST, self._kept / self._promised))
 
     @property
     def hit(self) -> float:
         """Probability of an expanded token's best child."""
         return self.hits[0]
 
-    def _coming(self, score: float) -> list[float]:
-        """Probabilities of the children to come of a token with that score."""
-        return [exp(score) * hit for hit in self.hits]
+    def _coming(self, serial: int, score: float) -> list[float]:
+        """Probabilities of what is to come when the token with that serial and score is expanded."""
+        known = self.session.tree[serial].promised > 0.0
+        return [exp(score) * self.renewal] if known else [exp(score) * hit for hit in self.hits]
 
     def follow(self, moved: Reroot) -> None:
         """A verdict moved the root."""
         after = (*moved.passed[1:], moved.root)
+        self._unasked += len(moved.passed)
         for accepted, successor in zip(moved.passed, after, strict=True):
             if accepted.promised > 0.0:
                 guessed = not (moved.created and successor is moved.root)
-                weight = self.settings.trust_smoothing
+                self._judged += 1
+                weight = max(self.settings.trust_smoothing, 1 / (self._judged + self.settings.first_impression))
                 self._promised += weight * (accepted.promised - self._promised)
                 self._kept += weight * (guessed - self._kept)
             if accepted.given:
@@ -94,16 +117,22 @@ class Growth:
             else:
                 self._owed.append((accepted.serial, accepted.parent, accepted.token))
 
-    def ask(self, cap: int, plain_seconds: float = float("inf")) -> list[GrowTree]:
+    # ---- asking ------------------------------------------------------------------------------------------------------
+
+    def ask(
+        self, cap: int, plain_seconds: float = float("inf"), patience: float = float("inf"), *, free: bool = True
+    ) -> list[GrowTree]:
         """The next step, if one is due: none is out, and something is worth expanding.
 
         `cap` is the number of live tokens that may be sent: nothing is asked for that would not be among the best.
         `plain_seconds` is what a token takes without drafts: a step that gains less than it costs is not asked for.
+        `patience` is what a step may take without being in the way: about the time between two verdicts.
+        `free`: the drafter takes no time from the stages, so a root is expanded whatever it may gain.
         """
         session = self.session
         if self.lost or self.out is not None or not session.active:
             return []
-        chosen = self._choose(cap, plain_seconds)
+        chosen = self._choose(cap, plain_seconds, patience, free)
         if not chosen:
             return []
         tree = session.tree
@@ -120,6 +149,7 @@ class Growth:
             frontier,
             token,
         )
+        again = sum(tree[serial].given for serial in chosen)
         for given in missing:
             given.given = True
         for serial in chosen:
@@ -127,67 +157,131 @@ class Growth:
         if self._owed and session.verdict is not None:
             self._given = (self._owed[-1][0], tree[tree.root].token)
         self._owed = []
+        self._unasked = 0
         self.out = command.expand
-        self._reading = len(rows)
+        self._reading = len(rows) + again
         return [command]
 
-    def _choose(self, cap: int, plain_seconds: float) -> list[int]:
-        tree, settings = self.session.tree, self.settings
+    def _choose(self, cap: int, plain_seconds: float, patience: float, free: bool) -> list[int]:
+        tree, settings, steps = self.session.tree, self.settings, self.steps
+        worth = [(sum(self._coming(*scored[:2])), scored.serial) for scored in self._candidates(cap)]
+        worth.sort(key=lambda pair: (-pair[0], pair[1]))
+        longest = max(patience, settings.patience * steps.of(1))
+        chosen: list[int] = []
+        gained = 0.0
+        for value, serial in worth[: settings.expand]:
+            dear = value * plain_seconds < settings.gain * steps.per_token
+            if chosen and (dear or steps.of(len(chosen) + 1) > longest):
+                break
+            chosen.append(serial)
+            gained += value
+        if not chosen or gained * plain_seconds >= settings.gain * steps.of(len(chosen)):
+            return sorted(chosen)
+        # Not worth it, as far as is known. The root alone is expanded all the same, now and then, to know more.
+        probed = free or self._unasked * plain_seconds * settings.probing >= steps.of(1)
+        return [tree.root] if probed and not tree[tree.root].expanded else []
+
+    def _candidates(self, cap: int) -> list[Scored]:
+        """Tokens that may be expanded: never asked for, or long enough ago for the drafter to know more now."""
+        session, tree, settings = self.session, self.session.tree, self.settings
         # A child at depth `remaining` could not matter any more, so its parent need not be expanded.
-        best = tree.unexpanded(log(settings.floor), self.session.remaining - 1, settings.expand)
+        limits = (log(settings.floor), session.remaining - 1, settings.expand)
+        best = tree.unexpanded(*limits)
         ahead = max(1, cap - tree.sent)
-        waiting = tree.waiting(self.session.remaining, ahead)
+        waiting = tree.waiting(session.remaining, ahead)
         if len(waiting) == ahead:
-            bar = waiting[-1].score - log(self.hit)
+            bar = waiting[-1].score - log(max(self.hit, 1e-6))
             best = [scored for scored in best if scored.score > bar]
-        gained = sum(sum(self._coming(scored.score)) for scored in best)
-        certain = best and best[0].serial == tree.root
-        if not certain and gained * plain_seconds < settings.gain * (self.step_seconds or 0.0):
-            return []
-        return sorted(scored.serial for scored in best)
+        if session.reads_features:
+            stale = tree.stale(min(session.features, session.root_position), *limits)
+            # A head has no answer while the prompt's features are on their way: it is not asked for every part of them.
+            best += [scored for scored in stale if tree[scored.serial].promised or not self._behind]
+        return best
+
+    @property
+    def _behind(self) -> bool:
+        """The drafter reads features, and does not have those of all accepted tokens."""
+        return self.session.reads_features and self.session.features < self.session.root_position
+
+    # ---- hearing -----------------------------------------------------------------------------------------------------
 
     def merge(self, event: TreeGrown) -> None:
         """Take an answer; children of tokens that were pruned meanwhile are dropped."""
         if self.out is None or event.epoch != self.session.epoch:
             return
-        self.out = None
-        tree, weight = self.session.tree, self.settings.smoothing
+        expanded, self.out = self.out, None
+        tree, features = self.session.tree, self.session.features
         if self._reading <= self.settings.typical_tokens:
-            before = event.seconds if self.step_seconds is None else self.step_seconds
-            self.step_seconds = before + weight * (event.seconds - before)
-        doubt = log(self.trust)
-        for parent, children in event.children:
-            if not children:
-                continue
-            corrected = [(token, min(0.0, score + doubt)) for token, score in children]
-            scores = sorted((score for _, score in corrected), reverse=True)
-            for rank, score in enumerate(scores[: len(self.hits)]):
-                self.hits[rank] += self.settings.hit_smoothing * (exp(score) - self.hits[rank])
-            if parent in tree:
-                tree[parent].promised = min(1.0, sum(exp(min(0.0, score)) for _, score in children))
-                tree.merge(parent, corrected)
+            self.steps.measured(self._reading, event.seconds)
+        answers = dict(event.children)
+        for serial in expanded:
+            self._take(serial, sound(answers.get(serial, ())), features)
         tree.trim(self.settings.pool)
+
+    def _take(self, serial: int, children: list[tuple[int, float]], features: int) -> None:
+        """The drafter's newest opinion of what follows one token; `features`: what it knew."""
+        doubt = log(self.trust)
+        believed = [(token, min(0.0, score + doubt)) for token, score in children]
+        tree = self.session.tree
+        token = tree.get(serial)
+        if (token is None or not token.promised) and (children or not self._behind):
+            self._count(believed)
+        if token is None:
+            return
+        token.features = features
+        if not children:
+            return
+        if token.promised:
+            self._renew(token, believed)
+        token.promised = min(1.0, sum(exp(score) for _, score in children))
+        tree.merge(serial, believed, complete=True)
+
+    def _count(self, children: list[tuple[int, float]]) -> None:
+        scores = sorted((score for _, score in children), reverse=True)
+        self._counted += 1
+        weight = max(self.settings.hit_smoothing, 1 / (self._counted + self.settings.first_impression))
+        for rank in range(len(self.hits)):
+            chance = exp(scores[rank]) if rank < len(scores) else 0.0
+            self.hits[rank] += weight * (chance - self.hits[rank])
+
+    def _renew(self, token: DraftToken, children: list[tuple[int, float]]) -> None:
+        """The share of the probability that moved to other children."""
+        before = {known: exp(self.session.tree[serial].log_probability) for known, serial in token.children.items()}
+        after = {known: exp(score) for known, score in children}
+        moved = sum(max(0.0, chance - before.get(known, 0.0)) for known, chance in after.items())
+        self.renewal += self.settings.renewal_smoothing * (min(1.0, moved) - self.renewal)
 
     def promise(self) -> tuple[list[float], float] | None:
         """What the next growth brings: probabilities of the best children to come, and the seconds until they are here.
 
         None if nothing is out, or nothing is known about its duration.
         """
-        if self.out is None or self.step_seconds is None or self._reading > self.settings.typical_tokens:
+        if self.out is None or not self.steps.known or self._reading > self.settings.typical_tokens:
             return None
         tree = self.session.tree
+        seconds = self.steps.of(self._reading)
         alive = [
-            chance for scored in tree.ranking() if scored.serial in self.out for chance in self._coming(scored.score)
+            chance
+            for scored in tree.ranking()
+            if scored.serial in self.out
+            for chance in self._coming(scored.serial, scored.score)
         ]
         if alive:
-            return alive, self.step_seconds
+            return alive, seconds
         fresh = tree.unexpanded(log(self.settings.floor), self.session.remaining - 1, self.settings.expand)
         if not fresh:
             return None
-        return [chance for scored in fresh for chance in self._coming(scored.score)], 2 * self.step_seconds
+        return [chance for s in fresh for chance in self._coming(s.serial, s.score)], seconds + self.steps.of(1)
 
     def check_integrity(self) -> None:
         """Raise `InvariantViolation` where the books do not agree with the tree."""
         tree = self.session.tree
         if self._owed and tree[tree.root].given:
             raise InvariantViolation("the drafter lacks ancestors of a token that it has", session=self.session.name)
+
+
+def sound(children: tuple[tuple[int, float], ...]) -> list[tuple[int, float]]:
+    """An answer without damaged scores, and with no more than certainty in all: a drafter may return nonsense."""
+    found = {token: min(0.0, score) for token, score in children if token >= 0 and isfinite(score)}
+    excess = log(max(1.0, sum(map(exp, found.values()))))
+    return [(token, score - excess) for token, score in found.items()]

@@ -29,7 +29,10 @@ class Policy(Protocol):
     session: Session
 
     def handle(self, event: Event, room: Room) -> list[Command]:
-        """Take notice of `SessionReady`, `SegmentReturned`, `TreeGrown`, `FeaturesArrived`, `DrafterLost`: emit, finish, let it grow."""
+        """Take notice of `SessionReady`, `SegmentReturned`, `TreeGrown`, `FeaturesArrived`, `DrafterLost`.
+
+        The answer is to emit, to finish, to let the drafter grow the tree.
+        """
 
     def next_segment(self, room: Room) -> DraftTokens | None:
         """What to send now that one segment has room; None to leave the room. Changes nothing."""

@@ -57,6 +57,7 @@ class Session:
         self.segments = 0
         self.flights: dict[int, tuple[int, ...]] = {}
         """Tickets of this epoch's segments in flight, with the serials in each."""
+        self._told = len(self.output)
         self.verdict: tuple[int, int] | None = None
         self.features = 0
         """The drafter has the target's hidden states of all positions below this."""
@@ -73,6 +74,11 @@ class Session:
     def remaining(self) -> int:
         """Tokens that may still be emitted. A draft token at this depth or deeper could not matter any more."""
         return self.limit - len(self.output)
+
+    @property
+    def root_position(self) -> int:
+        """Position of the root in the sequence, the first token of the prompt being at 0."""
+        return self.decree + len(self.output) - self._told
 
     @property
     def finished(self) -> bool:

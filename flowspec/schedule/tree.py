@@ -32,6 +32,8 @@ class DraftToken:
     """The drafter has been asked for its children."""
     promised: float = 0.0
     """Probability that the drafter gave to all its children together; 0 before it has answered."""
+    features: int = -1
+    """Positions whose features the drafter had when it last answered for this token; -1 before it has answered."""
     children: dict[int, int] = field(default_factory=dict)
     """Serials of the children by vocabulary id."""
 
@@ -81,6 +83,10 @@ class DraftTree:
     def __getitem__(self, serial: int) -> DraftToken:
         return self._tokens[serial]
 
+    def get(self, serial: int) -> DraftToken | None:
+        """None for a serial that is not in the tree."""
+        return self._tokens.get(serial)
+
     def __iter__(self) -> Iterator[DraftToken]:
         return iter(self._tokens.values())
 
@@ -91,16 +97,23 @@ class DraftTree:
 
     # ---- growing -----------------------------------------------------------------------------------------------------
 
-    def merge(self, parent: int, children: Iterable[tuple[int, float]]) -> tuple[int, ...]:
+    def merge(self, parent: int, children: Iterable[tuple[int, float]], *, complete: bool = False) -> tuple[int, ...]:
         """Add children, as (vocabulary id, log-probability), and return the serials of the new ones.
 
         A child that is there already keeps its identity and whatever was sent of it, and takes the newer
-        log-probability. An unknown parent was pruned meanwhile: nothing happens.
+        log-probability. `complete`: these are the best children there are, so one that is there and not among them is
+        at most as probable as the least of them. An unknown parent was pruned meanwhile: nothing happens.
         """
         above = self._tokens.get(parent)
         if above is None:
             return ()
+        children = list(children)
         self._ranking = None
+        if complete and children and above.children:
+            least, named = min(0.0, *(score for _, score in children)), {token for token, _ in children}
+            for token, serial in above.children.items():
+                if token not in named:
+                    self._tokens[serial].log_probability = min(self._tokens[serial].log_probability, least)
         joined = []
         for token, log_probability in children:
             log_probability = min(0.0, log_probability)
@@ -194,6 +207,13 @@ class DraftTree:
         tokens = self._tokens
         likely = takewhile(lambda scored: scored.score >= floor, self.ranking())
         found = (s for s in likely if not tokens[s.serial].expanded and s.depth < depth_limit)
+        return list(islice(found, most))
+
+    def stale(self, features: int, floor: float, depth_limit: int, most: int | None = None) -> list[Scored]:
+        """Tokens for which the drafter answered when it had fewer features than `features`; else as `unexpanded`."""
+        tokens = self._tokens
+        likely = takewhile(lambda scored: scored.score >= floor, self.ranking())
+        found = (s for s in likely if 0 <= tokens[s.serial].features < features and s.depth < depth_limit)
         return list(islice(found, most))
 
     def columns(self, serials: Sequence[int]) -> DraftTokens:

@@ -5,10 +5,10 @@ Raises pydantic errors at the key that is to blame; `topology` turns them into `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from flowspec.topology.hosts import canonical_host
-from flowspec.topology.sections import LAST_PORT, NodeEntry, refuse, show_layers
+from flowspec.topology.sections import DEMO_DRAFTERS, LAST_PORT, ModelDrafter, NodeEntry, refuse, show_layers
 
 if TYPE_CHECKING:
     from flowspec.topology.topology import Topology
@@ -32,8 +32,14 @@ def check_topology(topology: Topology) -> None:
     _check_layers([(index, node) for index, node in enumerate(topology.nodes) if node.role == "stage"])
     _check_links(topology)
     drafter = topology.drafter
-    if drafter.kind == "causal-lm" and drafter.model is None and topology.model != "demo":
-        raise refuse("a causal-lm drafter needs the directory of its model", "drafter", "model")
+    kind = (drafter.of or "causal-lm") if drafter.kind == "hybrid" else drafter.kind
+    if (
+        drafter.model is None
+        and kind in get_args(ModelDrafter)
+        and not (topology.model == "demo" and kind in DEMO_DRAFTERS)
+    ):
+        what = "model" if kind == "causal-lm" else "head"
+        raise refuse(f"a drafter of kind {drafter.kind} needs the directory of its {what}", "drafter", "model")
 
 
 def _check_names(nodes: tuple[NodeEntry, ...]) -> None:

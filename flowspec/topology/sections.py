@@ -7,7 +7,7 @@ Checks what one value or one section can tell. What two nodes have to do with ea
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -156,12 +156,36 @@ class NodeEntry(Section):
     emulate: Emulation | None = None
 
 
+ModelDrafter = Literal["causal-lm", "eagle", "eagle3"]
+"""Kinds of drafters that have weights of their own."""
+
+DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft"}
+"""Per kind the model (see `flowspec.model.hub.resolve_model`) that comes with the demo model."""
+
+
 class Drafter(Section):
     """Who guesses ahead. `auto` is the demo's own drafter for the demo model, and `ngram` otherwise."""
 
-    kind: Literal["auto", "none", "ngram", "causal-lm"] = "auto"
+    kind: Literal["auto", "none", "ngram", "causal-lm", "eagle", "eagle3", "hybrid"] = "auto"
     model: Text | None = None
+    of: ModelDrafter | None = None
+    """The drafter that joins `ngram` in a hybrid."""
+    taps: Annotated[tuple[Annotated[int, Field(ge=-1, le=4096)], ...] | None, Field(strict=False)] = None
+    """Of an eagle3 head, in place of what its folder says: inputs of the target's layers."""
     width: Annotated[int, Field(ge=1, le=64)] = 4
+
+    @property
+    def model_kind(self) -> ModelDrafter | None:
+        """The kind of its model, once `Topology.effective_drafter` has decided; None when it has no model."""
+        if self.kind in ("none", "ngram", "auto"):
+            return None
+        return self.of if self.kind == "hybrid" else cast(ModelDrafter, self.kind)
+
+    @property
+    def model_name(self) -> str | None:
+        """Its model as `resolve_model` takes it, the one that comes with the demo model included."""
+        kind = self.model_kind
+        return DEMO_DRAFTERS.get(kind, self.model) if kind and self.model == "demo" else self.model
 
     @model_validator(mode="before")
     @classmethod
@@ -169,9 +193,15 @@ class Drafter(Section):
         return {"kind": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _model_belongs_to_causal_lm(self) -> Drafter:
+    def _keys_belong_to_the_kind(self) -> Drafter:
         if self.model is not None and self.kind in ("none", "ngram"):
             raise refuse(f"a drafter of kind {self.kind} has no model", "model")
+        if self.of is not None and self.kind != "hybrid":
+            raise refuse(f"a drafter of kind {self.kind} is no hybrid of others", "of")
+        if self.taps is not None and "eagle3" not in (self.kind, self.of):
+            raise refuse("only an eagle3 head has taps to choose", "taps")
+        if self.taps is not None and not 1 <= len(self.taps) <= 8:
+            raise refuse(f"{len(self.taps)} taps; a head reads at least one, and at most 8 travel together", "taps")
         return self
 
 

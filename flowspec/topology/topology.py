@@ -214,13 +214,16 @@ class Topology(Section):
 
     @property
     def effective_drafter(self) -> Drafter:
-        """The drafter with `auto` decided, and the demo's own draft model named "demo"."""
-        kind, model = self.drafter.kind, self.drafter.model
+        """The drafter with `auto` and `of` decided, and the demo's own draft model named "demo"."""
+        chosen = self.drafter
+        kind, of, model = chosen.kind, chosen.of, chosen.model
         if kind == "auto":
             kind = "causal-lm" if model or self.model == DEMO_MODEL else "ngram"
-        if kind == "causal-lm" and model is None:
+        if kind == "hybrid" and of is None:
+            of = "causal-lm"
+        if kind not in ("none", "ngram") and model is None:
             model = DEMO_MODEL
-        return Drafter(kind=kind, model=model, width=self.drafter.width)
+        return Drafter(kind=kind, of=of, model=model, taps=chosen.taps, width=chosen.width)
 
     # ---- layers ------------------------------------------------------------------------------------------------------
 

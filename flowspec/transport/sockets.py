@@ -1,4 +1,4 @@
-"""ZeroMQ sockets as channels: one socket each, on `zmq.asyncio`, bounded and counted.
+"""ZeroMQ sockets as channels: one socket each, bounded and counted.
 
 `SocketSet` owns a context and its sockets; the classes below it put messages on them. Knows no topology: which socket
 is bound where is decided in `zeromq`.
@@ -12,15 +12,15 @@ import errno
 import ipaddress
 import logging
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import zmq
-import zmq.asyncio
 
 from flowspec.errors import PortInUse, TransportError, VersionMismatch, WireError
-from flowspec.transport.base import ChannelClosed, ChannelStatistics, Tally
+from flowspec.transport.base import ChannelStatistics, Tally
+from flowspec.transport.loop_socket import LoopSocket
 from flowspec.wire.frames import DEFAULT_LIMITS, Envelope, FrameLimits, decode, encode
 from flowspec.wire.messages import Failed, Message
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 TURNS = 32
 """Messages taken in a row before other tasks get a turn: awaiting what is ready already does not yield to the loop."""
@@ -64,14 +63,15 @@ class SocketSet:
     def __init__(self, owner: str, options: SocketOptions) -> None:
         self.owner = owner
         self.options = options
-        self._context = zmq.asyncio.Context()
-        self._sockets: list[zmq.asyncio.Socket] = []
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: list[LoopSocket] = []
 
-    def create(self, kind: int, depth: int, limits: FrameLimits | None = None) -> zmq.asyncio.Socket:
-        """A socket with all options set; they must be set before it is bound or connected."""
+    def create(self, kind: int, channel: str, depth: int, limits: FrameLimits | None = None) -> LoopSocket:
+        """A socket of the channel OWNER/`channel`, its options set, as they must be before it is bound or connected."""
         options = self.options
         socket = self._context.socket(kind)
-        self._sockets.append(socket)
+        created = LoopSocket(socket, f"{self.owner}/{channel}")
+        self._sockets.append(created)
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = depth
         socket.maxmsgsize = (limits or options.limits).frame_bytes
@@ -81,15 +81,15 @@ class SocketSet:
         socket.heartbeat_ttl = options.heartbeat_timeout_ms
         socket.reconnect_ivl = options.reconnect_ms
         socket.reconnect_ivl_max = options.reconnect_max_ms
-        return socket
+        return created
 
-    async def bind(self, socket: zmq.asyncio.Socket, host: str, port: int) -> None:
+    async def bind(self, socket: LoopSocket, host: str, port: int) -> None:
         """Bind to a name, an address or "*". Raises `PortInUse` or `TransportError`."""
         address = await _numeric(host, self.owner)
-        socket.ipv6 = ":" in address
+        socket.plain.ipv6 = ":" in address
         endpoint = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
         try:
-            socket.bind(endpoint)
+            socket.plain.bind(endpoint)
         except zmq.ZMQError as error:
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(
@@ -104,11 +104,11 @@ class SocketSet:
                 hint=f"set `bind` of node {self.owner} to an address of this machine, or to 0.0.0.0",
             ) from error
 
-    def connect(self, socket: zmq.asyncio.Socket, address: str) -> None:
+    def connect(self, socket: LoopSocket, address: str) -> None:
         """Returns at once: ZeroMQ connects, and connects again, in the background."""
-        socket.ipv6 = "[" in address
+        socket.plain.ipv6 = "[" in address
         try:
-            socket.connect(address)
+            socket.plain.connect(address)
         except zmq.ZMQError as error:
             raise TransportError(
                 f"cannot connect to {address}: {error.strerror}",
@@ -118,8 +118,7 @@ class SocketSet:
 
     async def close(self, seconds: float) -> None:
         for socket in self._sockets:
-            if not socket.closed:
-                socket.close(linger=round(seconds * 1000))
+            socket.close(round(seconds * 1000))
         await _terminate(self._context)
 
 
@@ -140,7 +139,7 @@ async def _numeric(host: str, owner: str) -> str:
     return str(found[0][4][0])
 
 
-async def _terminate(context: zmq.asyncio.Context) -> None:
+async def _terminate(context: zmq.Context[zmq.Socket[bytes]]) -> None:
     """Wait, off the loop, until the context's threads are gone; the lingering of its sockets bounds the wait.
 
     A thread of its own, not the loop's executor: that one would leave its worker behind.
@@ -159,44 +158,24 @@ async def _terminate(context: zmq.asyncio.Context) -> None:
     thread.join()
 
 
-async def _unless_closed(socket: zmq.asyncio.Socket, channel: str, operation: Awaitable[T]) -> T:
-    """zmq.asyncio cancels its futures when a socket is closed; tell that apart from a cancelled task."""
-    try:
-        return await operation
-    except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if socket.closed and not (task and task.cancelling()):
-            raise ChannelClosed(f"the channel {channel} was closed") from None
-        raise
-    except zmq.ZMQError as error:
-        if error.errno in (zmq.ENOTSOCK, zmq.ETERM):
-            raise ChannelClosed(f"the channel {channel} is closed") from None
-        raise
-
-
-def _size(frames: Sequence[Any]) -> int:
-    return sum(memoryview(frame).nbytes for frame in frames)
-
-
 class SocketSender:
     """PUSH, PUB or DEALER. PUSH and DEALER wait when full; PUB drops, per subscriber and unseen."""
 
-    def __init__(self, socket: zmq.asyncio.Socket, channel: str, depth: int, limits: FrameLimits) -> None:
+    def __init__(self, socket: LoopSocket, depth: int, limits: FrameLimits) -> None:
         self._socket = socket
         self._limits = limits
-        self._tally = Tally(channel, depth, logger)
+        self._tally = Tally(socket.channel, depth, logger)
 
     async def send(self, message: Message, tensors: Sequence[Tensor] = ()) -> int:
         frames = encode(message, tensors, self._limits)
-        if self._socket.closed:
-            raise ChannelClosed(f"the channel {self._tally.channel} is closed")
-        size = _size(frames)
-        self._tally.waiting += 1
-        try:
-            operation = self._socket.send_multipart(frames, copy=size < ZERO_COPY_BYTES)
-            await _unless_closed(self._socket, self._tally.channel, operation)
-        finally:
-            self._tally.waiting -= 1
+        size = sum(map(_nbytes, frames))
+        copy = size < ZERO_COPY_BYTES
+        if not self._socket.try_send(frames, copy=copy):
+            self._tally.waiting += 1
+            try:
+                await self._socket.send(frames, copy=copy)
+            finally:
+                self._tally.waiting -= 1
         self._tally.carried(size)
         return size
 
@@ -207,10 +186,10 @@ class SocketSender:
 class SocketReceiver:
     """PULL, SUB, DEALER or ROUTER: `next_frames` is what differs for a router."""
 
-    def __init__(self, socket: zmq.asyncio.Socket, channel: str, depth: int, limits: FrameLimits) -> None:
+    def __init__(self, socket: LoopSocket, depth: int, limits: FrameLimits) -> None:
         self._socket = socket
         self._limits = limits
-        self._tally = Tally(channel, depth, logger)
+        self._tally = Tally(socket.channel, depth, logger)
         self._turns = 0
 
     async def receive(self) -> Envelope:
@@ -224,7 +203,7 @@ class SocketReceiver:
     def _accept(self, frames: list[zmq.Frame]) -> Envelope:
         buffers = [frame.buffer for frame in frames]
         envelope = decode(buffers, self._limits)
-        self._tally.carried(_size(buffers))
+        self._tally.carried(sum(map(_nbytes, buffers)))
         return envelope
 
     async def _refuse(self, peer: str, error: WireError) -> None:
@@ -235,14 +214,14 @@ class SocketReceiver:
         self._turns += 1
         if self._turns % TURNS == 0:
             await asyncio.sleep(0)
-        if self._socket.closed:
-            raise ChannelClosed(f"the channel {self._tally.channel} is closed")
-        operation: Awaitable[Any] = self._socket.recv_multipart(copy=False)
-        frames: list[zmq.Frame] = await _unless_closed(self._socket, self._tally.channel, operation)
-        return frames
+        return await self._socket.receive()
 
     def statistics(self) -> ChannelStatistics:
         return self._tally.statistics()
+
+
+def _nbytes(frame: bytes | memoryview) -> int:
+    return len(frame) if type(frame) is bytes else memoryview(frame).nbytes
 
 
 def _peer(frames: list[zmq.Frame]) -> str:
@@ -267,24 +246,23 @@ class SocketRouter(SocketReceiver):
                 await self._refuse(_peer([identity]), error)
 
     async def send(self, peer: bytes, message: Message) -> bool:
-        frames = encode(message, (), self._limits)
+        frames = [peer, *encode(message, (), self._limits)]
         try:
-            await self._socket.send_multipart([peer, *frames], flags=zmq.DONTWAIT)
+            sent = self._socket.try_send(frames, copy=True)
         except zmq.ZMQError as error:
-            if error.errno in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                self._tally.dropped += 1
-                return False
-            if error.errno in (zmq.ENOTSOCK, zmq.ETERM):
-                raise ChannelClosed("the clients' channel is closed") from None
-            raise
-        return True
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            sent = False
+        if not sent:
+            self._tally.dropped += 1
+        return sent
 
 
 class SocketClient(SocketSender, SocketReceiver):
     """DEALER of one client."""
 
-    def __init__(self, sockets: SocketSet, socket: zmq.asyncio.Socket, address: str, depth: int) -> None:
-        SocketReceiver.__init__(self, socket, f"to {address}", depth, sockets.options.limits)
+    def __init__(self, sockets: SocketSet, socket: LoopSocket, depth: int) -> None:
+        SocketReceiver.__init__(self, socket, depth, sockets.options.limits)
         self._sockets = sockets
 
     async def _refuse(self, peer: str, error: WireError) -> None:

@@ -69,12 +69,12 @@ class ZeroMQTransport:
         node = topology.draft_node
         depth, limits = self.options.client_depth, self.options.client_limits
         async with self._sockets(node.name) as sockets:
-            router = sockets.create(zmq.ROUTER, depth, limits)
-            router.router_mandatory = 1
+            router = sockets.create(zmq.ROUTER, "clients", depth, limits)
+            router.plain.router_mandatory = 1
             await sockets.bind(router, node.bind, node.port)
             return CoordinatorChannels(
                 release=sockets.close,
-                clients=SocketRouter(router, f"{node.name}/clients", depth, limits),
+                clients=SocketRouter(router, depth, limits),
                 return_in=await self._pull(sockets, "return", node.bind, node.port + 1),
                 hints=await self._publish(sockets, "hints", node.bind, node.port + 2),
                 forward_out=self._push(sockets, "forward", topology.forward_address(0)),
@@ -88,9 +88,9 @@ class ZeroMQTransport:
     async def connect_client(self, address: str) -> SocketClient:
         async with self._sockets("client") as sockets:
             depth = self.options.client_depth
-            socket = sockets.create(zmq.DEALER, depth)
+            socket = sockets.create(zmq.DEALER, f"to {address}", depth)
             sockets.connect(socket, address)
-            return SocketClient(sockets, socket, address, depth)
+            return SocketClient(sockets, socket, depth)
 
     @asynccontextmanager
     async def _sockets(self, owner: str) -> AsyncIterator[SocketSet]:
@@ -103,23 +103,27 @@ class ZeroMQTransport:
             raise
 
     async def _pull(self, sockets: SocketSet, channel: str, host: str, port: int) -> SocketReceiver:
-        socket = sockets.create(zmq.PULL, self.options.pipe_depth)
+        depth = self.options.pipe_depth
+        socket = sockets.create(zmq.PULL, channel, depth)
         await sockets.bind(socket, host, port)
-        return SocketReceiver(socket, f"{sockets.owner}/{channel}", self.options.pipe_depth, self.options.limits)
+        return SocketReceiver(socket, depth, self.options.limits)
 
     def _push(self, sockets: SocketSet, channel: str, address: str) -> SocketSender:
-        socket = sockets.create(zmq.PUSH, self.options.pipe_depth)
+        depth = self.options.pipe_depth
+        socket = sockets.create(zmq.PUSH, channel, depth)
         sockets.connect(socket, address)
-        return SocketSender(socket, f"{sockets.owner}/{channel}", self.options.pipe_depth, self.options.limits)
+        return SocketSender(socket, depth, self.options.limits)
 
     async def _publish(self, sockets: SocketSet, channel: str, host: str, port: int) -> SocketSender:
-        socket = sockets.create(zmq.PUB, self.options.broadcast_depth)
+        depth = self.options.broadcast_depth
+        socket = sockets.create(zmq.PUB, channel, depth)
         await sockets.bind(socket, host, port)
-        return SocketSender(socket, f"{sockets.owner}/{channel}", self.options.broadcast_depth, self.options.limits)
+        return SocketSender(socket, depth, self.options.limits)
 
     def _subscribe(self, sockets: SocketSet, addresses: list[str]) -> SocketReceiver:
-        socket = sockets.create(zmq.SUB, self.options.broadcast_depth)
-        socket.subscribe(b"")
+        depth = self.options.broadcast_depth
+        socket = sockets.create(zmq.SUB, "broadcasts", depth)
+        socket.plain.subscribe(b"")
         for address in addresses:
             sockets.connect(socket, address)
-        return SocketReceiver(socket, f"{sockets.owner}/broadcasts", self.options.broadcast_depth, self.options.limits)
+        return SocketReceiver(socket, depth, self.options.limits)

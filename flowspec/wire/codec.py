@@ -42,6 +42,9 @@ class Codec:
 
     encode: Convert
     decode: Convert
+    unchanged: str = "False"
+    """Python source of a condition on `{v}` under which both directions return it as it is. Evaluated left to right,
+    its first mention of the value is written `{first}`: the value may be assigned to a name there."""
 
 
 _codecs: dict[type, Codec] = {}
@@ -58,33 +61,59 @@ def _compile_dataclass(cls: type) -> Codec:
     if not dataclasses.is_dataclass(cls):
         raise InvariantViolation(f"{cls.__name__} is no dataclass and cannot be put on the wire")
     hints = typing.get_type_hints(cls)
-    fields = tuple((f.name, _compile(hints[f.name], f"{cls.__name__}.{f.name}")) for f in dataclasses.fields(cls))
+    fields = [(f.name, _compile(hints[f.name], f"{cls.__name__}.{f.name}")) for f in dataclasses.fields(cls)]
     names = frozenset(name for name, _ in fields)
     equal = EQUAL_COLUMNS.get(cls, ())
     label = cls.__name__
 
-    def encode(value: Any) -> dict[str, Any]:
-        if type(value) is not cls:
-            raise _wrong(label, label, value)
-        _check_columns(value, equal, label)
-        return {name: codec.encode(getattr(value, name)) for name, codec in fields}
+    def refuse(value: Any) -> None:
+        raise _wrong(label, label, value)
 
-    def decode(plain: Any) -> Any:
+    def refuse_columns(value: Any) -> None:
+        lengths = ", ".join(f"{name} {len(getattr(value, name))}" for name in equal)
+        raise MalformedMessage(f"{label}: columns of unequal length: {lengths}")
+
+    def refuse_plain(plain: Any) -> None:
         if type(plain) is not dict:
             raise _wrong(label, "a map", plain)
-        if plain.keys() != names:
-            raise MalformedMessage(_field_difference(label, names, plain))
-        value = cls(*[codec.decode(plain[name]) for name, codec in fields])
-        _check_columns(value, equal, label)
-        return value
+        raise MalformedMessage(_field_difference(label, names, plain))
 
-    return Codec(encode, decode)
+    # Straight-line code: a call per field would take twice the time of all else that a message needs. Only names of
+    # fields and the conditions of this module get into the source.
+    encoded = [f"{name!r}: {_step(codec, 'encode', i, f'value.{name}')}" for i, (name, codec) in enumerate(fields)]
+    decoded = [_step(codec, "decode", i, f"plain[{name!r}]") for i, (name, codec) in enumerate(fields)]
+    lengths = " == ".join(f"len(value.{name})" for name in equal)
+    check_columns = f"    if not {lengths}: refuse_columns(value)" if equal else ""
+    lines = (
+        "def encode(value):",
+        "    if type(value) is not cls: refuse(value)",
+        check_columns,
+        f"    return {{{', '.join(encoded)}}}",
+        "def decode(plain):",
+        "    if type(plain) is not dict or plain.keys() != names: refuse_plain(plain)",
+        f"    value = cls({', '.join(decoded)})",
+        check_columns,
+        "    return value",
+    )
+    scope: dict[str, Any] = {
+        "cls": cls,
+        "names": names,
+        "isfinite": math.isfinite,
+        "refuse": refuse,
+        "refuse_columns": refuse_columns,
+        "refuse_plain": refuse_plain,
+    }
+    for i, (_, codec) in enumerate(fields):
+        scope[f"encode_{i}"], scope[f"decode_{i}"] = codec.encode, codec.decode
+    exec(compile("\n".join(lines), f"<codec of {label}>", "exec"), scope)
+    return Codec(scope["encode"], scope["decode"])
 
 
-def _check_columns(value: Any, names: tuple[str, ...], label: str) -> None:
-    if names and len({len(getattr(value, name)) for name in names}) > 1:
-        lengths = ", ".join(f"{name} {len(getattr(value, name))}" for name in names)
-        raise MalformedMessage(f"{label}: columns of unequal length: {lengths}")
+def _step(codec: Codec, direction: str, index: int, source: str) -> str:
+    """An expression that converts one field, whose value `source` reads."""
+    if codec.unchanged == "False":
+        return f"{direction}_{index}({source})"
+    return f"v if {codec.unchanged.format(first=f'(v := {source})', v='v')} else {direction}_{index}(v)"
 
 
 def _field_difference(label: str, names: frozenset[str], plain: dict[Any, Any]) -> str:
@@ -104,14 +133,15 @@ def _wrong(where: str, wanted: str, value: object) -> MalformedMessage:
 def _compile(hint: Any, where: str) -> Codec:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is int:
-        return _both(_int(where))
+        return _both(_int(where), f"type({{first}}) is int and {INT_MIN} <= {{v}} <= {INT_MAX}")
     if hint is float:
-        return _both(_float(where))
+        return _both(_float(where), "type({first}) is float and isfinite({v})")
     if hint in (bool, str):
-        return _both(_exactly(hint, where))
+        return _both(_exactly(hint, where), f"type({{first}}) is {hint.__name__}")
     if origin in (types.UnionType, typing.Union) and len(arguments) == 2 and type(None) in arguments:
         inner = _compile(next(a for a in arguments if a is not type(None)), where)
-        return Codec(_or_none(inner.encode), _or_none(inner.decode))
+        unchanged = "{first} is None or " + inner.unchanged.replace("{first}", "{v}")
+        return Codec(_or_none(inner.encode), _or_none(inner.decode), unchanged)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         if arguments[0] in _COLUMNS:
             return _column(arguments[0], where)
@@ -123,8 +153,8 @@ def _compile(hint: Any, where: str) -> Codec:
     raise InvariantViolation(f"{where}: {hint} does not go on the wire")
 
 
-def _both(check: Convert) -> Codec:
-    return Codec(check, check)
+def _both(check: Convert, unchanged: str) -> Codec:
+    return Codec(check, check, unchanged)
 
 
 def _int(where: str) -> Convert:

@@ -68,10 +68,11 @@ def check_size(spec: TensorSpec, buffer_bytes: int, *, max_elements: int, max_by
     """Raise unless the shape fits the limits and is exactly as large as the buffer."""
     if buffer_bytes > max_bytes:
         raise OversizeMessage(f"a tensor of {buffer_bytes} bytes, at most {max_bytes} travel")
+    elements = spec.elements
     # Zeros are left out of this product: torch computes strides from the other dimensions of an empty tensor.
-    if math.prod(filter(None, spec.shape)) > max_elements:
+    if (elements or math.prod(filter(None, spec.shape))) > max_elements:
         raise OversizeMessage(f"a tensor of shape {list(spec.shape)}, at most {max_elements} elements travel")
-    if spec.nbytes != buffer_bytes:
+    if elements * ITEM_BYTES[spec.dtype] != buffer_bytes:
         raise MalformedMessage(
             f"{spec.dtype} tensor of shape {list(spec.shape)} takes {spec.nbytes} bytes, the frame has {buffer_bytes}"
         )

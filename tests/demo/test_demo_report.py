@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
-from flowspec.demo.architecture import new_model, target_config
-from flowspec.demo.card import CARD
-from flowspec.demo.losses import bits_per_byte
-from flowspec.demo.measure import agreement, loss_on
 from flowspec.demo.prompts import DEMO_PROMPTS
-from flowspec.demo.sampling import complete, repeated_share
+from flowspec.training.demo.architecture import new_model, target_config
+from flowspec.training.demo.card import CARD
+from flowspec.training.demo.losses import bits_per_byte
+from flowspec.training.demo.measure import agreement, loss_on
+from flowspec.training.sampling import complete, repeated_share
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from flowspec.demo import DRAFT_DIR, MODEL_DIR
-from flowspec.demo.tokenizer import BEGIN_ID, END_ID, VOCAB_SIZE, train_tokenizer
+from flowspec.training.demo.tokenizer import BEGIN_ID, END_ID, VOCAB_SIZE, train_tokenizer
 
 SHIPPED: Any = AutoTokenizer.from_pretrained(MODEL_DIR)
 

@@ -1,30 +1,31 @@
-"""Claims about training: resumable, on time, and its product loads anywhere."""
+"""Claims about making the demo's models: resumable, and their products load anywhere."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flowspec.demo.architecture import draft_from, new_model, target_config
-from flowspec.demo.data import Cursor, TokenFile, WindowStream, fixed_windows
-from flowspec.demo.loop import Plan, Trainer
-from flowspec.demo.losses import Unlikelihood, distillation_loss, logits_of, next_token_loss, settling_loss
-from flowspec.demo.optimizer import orthogonalised
-from flowspec.demo.sampling import complete, repeated_tokens
-from flowspec.demo.schedule import Schedule
-from flowspec.demo.storage import export
-from flowspec.demo.tokenizer import train_tokenizer
+from flowspec.demo.corpus import Source, split_of
+from flowspec.drafting.head_files import load_head
+from flowspec.model.weights import Checkpoint
+from flowspec.training.demo import train
+from flowspec.training.demo.architecture import new_model, target_config
+from flowspec.training.demo.losses import Unlikelihood, logits_of, next_token_loss, settling_loss
+from flowspec.training.demo.shipped import encode_sources, export
+from flowspec.training.demo.tokenizer import train_tokenizer
+from flowspec.training.documents import is_heldout
+from flowspec.training.sampling import complete, repeated_tokens
 
 TINY: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 16,
     "intermediate_size": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 8,
@@ -32,34 +33,56 @@ TINY: dict[str, Any] = {
 
 
 @pytest.fixture
-def files() -> list[TokenFile]:
-    random = np.random.default_rng(0)
-    return [TokenFile(random.integers(2, 300, 97).astype(np.int32), is_test=bool(index % 2)) for index in range(8)]
+def library(tmp_path: Path) -> Path:
+    folder = tmp_path / "library"
+    folder.mkdir()
+    for index in range(60):
+        lines = [f"def function_{index}_{number}(a, b):\n    return a + {number} * b\n" for number in range(20)]
+        (folder / f"module{index}.py").write_text("\n".join(lines))
+    return folder
 
 
-def trainer(folder: Path, files: list[TokenFile], steps: int) -> Trainer:
-    model = new_model(target_config(**TINY), seed=0)
-    plan = Plan(Schedule.for_minutes(5, steps), folder / "target.pt", batch=2, length=16, long_length=32)
-    return Trainer(model, next_token_loss(model), WindowStream(files), plan)
+def make(*arguments: str) -> None:
+    train.main(list(arguments))
 
 
-def test_a_two_step_run_resumes_from_its_checkpoint(tmp_path: Path, files: list[TokenFile]) -> None:
-    validation = fixed_windows(files, 16, 4)
-    totals = trainer(tmp_path, files, 2).run(validation)
-    assert (totals.steps, totals.tokens) == (2, 64)
-    resumed = trainer(tmp_path, files, 5)
-    assert resumed.totals.steps == 2
-    assert resumed.run(validation).steps == 5
+def test_a_target_and_its_heads_are_made_from_a_library(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "target_config", lambda **changes: target_config(**{**TINY, **changes}))
+    monkeypatch.setattr(train, "DRAFTS", {kind: tmp_path / "shipped" / kind for kind in train.DRAFTS})
+    target = tmp_path / "model"
+    common = ["--target", str(target), "--work", str(tmp_path / "work"), "--corpus", str(library), "--no-compile"]
+    common += ["--batch", "2", "--length", "32", "--long-length", "32", "--device", "cpu"]
+    make("tokenizer", *common)
+    make("target", *common, "--steps", "3")
+    make("settle", *common, "--steps", "1")
+    make("drafts", *common, "--steps", "2", "--positions", "4", "--kinds", "eagle", "causal-lm")
+    checkpoint = Checkpoint(target)
+    head = load_head(tmp_path / "shipped" / "eagle", checkpoint)
+    assert head.kind == "eagle"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "shipped" / "causal-lm").config.num_hidden_layers == 1
+    assert not list((tmp_path / "shipped").rglob("*.pt"))
+    assert json.loads((target / "training.json").read_text())["steps"] == 4
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, files: list[TokenFile]) -> None:
-    validation = fixed_windows(files, 16, 4)
-    whole = trainer(tmp_path / "whole", files, 4)
-    whole.run(validation)
-    trainer(tmp_path / "parts", files, 2).run(validation)
-    resumed = trainer(tmp_path / "parts", files, 4)
-    resumed.run(validation)
-    assert resumed.evaluate(validation) == pytest.approx(whole.evaluate(validation), abs=1e-3)
+def test_a_parts_defaults_are_its_own() -> None:
+    parser = train._parser()
+    told = {part: vars(parser.parse_args([part])) for part in ("target", "settle", "drafts")}
+    names = ("batch", "long_length", "peak")
+    assert [told["target"][name] for name in names] == [16, 2048, 1.0]
+    assert [told["settle"][name] for name in names] == [16, 512, 0.2]
+    assert [told["drafts"][name] for name in names] == [8, 1024, 1.0]
+
+
+def test_what_is_held_out_of_the_corpus_is_held_out_of_drafts_trained_on_its_files() -> None:
+    for name in (f"folder/module{index}.py" for index in range(500)):
+        assert is_heldout(name) == (split_of(name) != "train")
+
+
+def test_the_corpus_is_written_out_as_the_files_it_is(tmp_path: Path, library: Path) -> None:
+    make("corpus", "--corpus", str(library), "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"))
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {file.name for file in library.iterdir()}
 
 
 def test_an_exported_folder_loads_with_the_auto_classes(tmp_path: Path) -> None:
@@ -79,50 +102,10 @@ def test_an_export_leaves_no_scratch_behind(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_distillation_brings_the_draft_closer_to_the_target(tmp_path: Path, files: list[TokenFile]) -> None:
-    target = new_model(target_config(**TINY), seed=0).requires_grad_(False)
-    draft = draft_from(target, seed=1)
-    torch.nn.init.normal_(draft.lm_head.weight)
-    plan = Plan(Schedule.for_minutes(5, 30), tmp_path / "draft.pt", batch=2, length=16, long_length=32)
-    training = Trainer(draft, distillation_loss(draft, target), WindowStream(files), plan)
-    validation = fixed_windows(files, 16, 4)
-    before = training.evaluate(validation)
-    training.run(validation)
-    assert training.evaluate(validation) < before
-
-
-def test_the_order_of_windows_follows_from_seed_and_cursor(files: list[TokenFile]) -> None:
-    stream = WindowStream(files, seed=3)
-    batches = [stream.next_batch(4, 16) for _ in range(20)]
-    assert stream.cursor.epoch > 0
-    again = WindowStream(files, seed=3, cursor=Cursor(0, 4))
-    torch.testing.assert_close(again.next_batch(4, 16), batches[1])
-
-
-def test_a_corpus_smaller_than_a_batch_is_refused(files: list[TokenFile]) -> None:
-    with pytest.raises(ValueError, match="a batch takes 1000"):
-        WindowStream(files).next_batch(1000, 16)
-
-
-def test_the_rate_reaches_zero_at_the_deadline_however_many_steps_there_were() -> None:
-    schedule = Schedule(start=1000.0, deadline=2000.0)
-    assert schedule.factor(500, 1500.0) == 1.0
-    assert schedule.factor(500, 1900.0) == pytest.approx(0.25)
-    assert schedule.factor(7, 2000.0) == 0.0
-    assert schedule.is_over(7, 2000.0)
-
-
-def test_a_run_ends_at_its_last_step_before_the_deadline() -> None:
-    assert Schedule(0.0, 100.0, max_steps=3).is_over(3, 1.0)
-    assert not Schedule(0.0, 100.0, max_steps=3).is_over(2, 1.0)
-
-
-@pytest.mark.parametrize("shape", [(4, 4), (9, 4), (4, 9)])
-def test_an_orthogonalised_matrix_has_singular_values_near_one(shape: tuple[int, int]) -> None:
-    matrices = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalised(matrices, steps=10))
-    assert values.min() > 0.5
-    assert values.max() < 1.5
+def test_test_files_join_every_other_epoch() -> None:
+    tokenizer = train_tokenizer(["x = 1\n"], vocab_size=300)
+    sources = [Source("a.py", "x = 1\n", "train"), Source("test/b.py", "x = 2\n", "train")]
+    assert [file.every for file in encode_sources(tokenizer, sources, "train")] == [1, 2]
 
 
 def test_a_token_is_repeated_when_it_ends_a_run_that_occurred_before() -> None:
@@ -131,7 +114,7 @@ def test_a_token_is_repeated_when_it_ends_a_run_that_occurred_before() -> None:
 
 
 def test_settling_adds_the_unlikelihood_of_the_repeated_tokens() -> None:
-    model = new_model(target_config(**TINY), seed=0)
+    model = new_model(target_config(**{**TINY, "num_hidden_layers": 2}), seed=0)
     model.lm_head.weight.data.mul_(30.0)
     windows = torch.randint(2, 300, (4, 9), generator=torch.Generator().manual_seed(0))
     how = Unlikelihood(prefix=8, count=48, size=4, weight=2.0, sampled=(0.0,))

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from flowspec.errors import InvariantViolation
+from flowspec.errors import InvariantViolation, LimitExceeded
 from flowspec.model.cache import CacheShape, TreeCache
 from flowspec.model.rows import RowTree
 from flowspec.wire.messages import NO_PARENT, DraftTokens
@@ -81,7 +81,8 @@ class NaiveRows:
 class RowsAgainstParents(RuleBasedStateMachine):
     """Segments, verdicts in any order, duplicates and strangers; after each step both tell the same.
 
-    Each row's keys hold its serial, so that a row that moved wrongly shows.
+    Each row's keys hold its serial, so that a row that moved wrongly shows, and a fraction that counts how often it was
+    revised.
     """
 
     def __init__(self) -> None:
@@ -92,6 +93,11 @@ class RowsAgainstParents(RuleBasedStateMachine):
         self.sent: list[tuple[int, int, int]] = []  # (serial, parent, token) of all that was ever sent
         self.verdicts: list[tuple[int, int]] = []
         self.newest: tuple[int, int] | None = None
+        self.revisions: dict[int, int] = {}
+
+    def held(self, serial: int) -> float:
+        """What a row's keys and vector hold."""
+        return serial + self.revisions.get(serial, 0) / 1024
 
     @initialize(length=st.integers(1, 12), chunk=st.integers(1, 12))
     def prompt(self, length: int, chunk: int) -> None:
@@ -185,6 +191,52 @@ class RowsAgainstParents(RuleBasedStateMachine):
                 assert set(np.flatnonzero(mask[index]).tolist()) == seen
             assert self.rows.unmasked(window) == (len(living) == 1 and bool(mask.all()))
 
+    @rule(data=st.data(), new=st.integers(0, 2))
+    def revise(self, data: st.DataObject, new: int) -> None:
+        """Any rows again, in the prefix and in the tree, and new ones in the same batch; committed or aborted."""
+        here = [*self.naive.accepted, *self.naive.tree]
+        rows = np.flatnonzero(data.draw(st.lists(st.booleans(), min_size=len(here), max_size=len(here))))
+        parent = data.draw(st.sampled_from([*self.naive.tree, self.naive.last]))
+        draft = chain([100 + self.serial] * new, self.serial, parent) if new else DraftTokens()
+        draft = draft.select(self.rows.admit(draft))
+        if not len(rows) + len(draft):
+            return
+        self.serial += new
+        again = [here[row] for row in rows]
+        batch = self.rows.revise(rows, draft)
+        for serial, above, token in zip(draft.serials, draft.parents, draft.tokens, strict=True):
+            self.naive.all[serial] = Known(above, token)
+        for serial in again:
+            self.revisions[serial] = self.revisions.get(serial, 0) + 1
+        written = torch.tensor([*map(self.held, again), *draft.serials], dtype=torch.float64)
+        self.rows.store(written[:, None])
+        for layer in (3, 4):
+            keys, _ = self.rows.update(written[None, None, :, None], -written[None, None, :, None], layer)
+            assert keys[0, 0, :, 0].tolist() == [*map(self.held, here), *draft.serials]
+        prefix = len(self.naive.accepted)
+        self.naive.tree += draft.serials
+        every = [*here, *draft.serials]
+        paths = [
+            [*self.naive.accepted[: row + 1]] if row < prefix else [*self.naive.accepted, *self.naive.path(every[row])]
+            for row in (*rows.tolist(), *range(len(here), len(every)))
+        ]
+        assert batch.positions.tolist() == [len(path) - 1 for path in paths]
+        assert batch.parents.tolist() == [every.index(path[-2]) if len(path) > 1 else -1 for path in paths]
+        for window in (None, 1, 3):
+            mask = self.rows.mask(window)
+            assert mask.shape == (batch.count, batch.end)
+            for seen, path in zip(mask, paths, strict=True):
+                near = path if window is None else path[-window:]
+                assert [every[row] for row in np.flatnonzero(seen)] == sorted(near, key=every.index)
+            assert self.rows.unmasked(window) == (batch.count == 1 and bool(mask.all()))
+        if data.draw(st.booleans()):
+            assert self.rows.commit(NO_DECREE) == ()
+            return
+        self.rows.abort()
+        self.naive.tree = self.naive.tree[: len(self.naive.tree) - len(draft)]
+        for serial in again:
+            self.revisions[serial] -= 1
+
     @rule(data=st.data())
     def hear_a_verdict(self, data: st.DataObject) -> None:
         """A verdict on any token that is here, or an old one again, or one on a token that never was."""
@@ -238,17 +290,21 @@ class RowsAgainstParents(RuleBasedStateMachine):
             return
         assert rows.last_accepted == naive.last
         keys = rows._buffers[1][0, 0, : rows.rows, 0].tolist()
-        assert keys == [*naive.accepted, *naive.tree]
-        assert rows.side_of(rows.last_row).tolist() == [naive.last]
+        assert keys == [self.held(serial) for serial in (*naive.accepted, *naive.tree)]
+        assert rows.side_of(rows.last_row).tolist() == [self.held(naive.last)]
+        outputs = rows.sides_of(np.arange(rows.last_row, rows.rows))
+        assert outputs[:, 0].tolist() == [self.held(serial) for serial in (naive.last, *naive.tree)]
         for index, serial in enumerate(naive.tree):
             row = prefix + index
             assert (rows.find(serial), rows.serial_of(row)) == (row, serial)
-            assert rows.side_of(row).tolist() == [serial]
+            assert rows.side_of(row).tolist() == [self.held(serial)]
             path = naive.path(serial)
+            assert rows.lineage([row]) == [prefix + naive.tree.index(ancestor) for ancestor in path]
             assert rows.path_tokens(row) == tuple(naive.all[s].token for s in path)
             assert rows.position_of(row) == prefix + len(path) - 1
             parent = rows.find(naive.all[serial].parent)
             assert parent is not None
+            assert rows.parent_of(row) == parent
             assert rows.child_of(parent, naive.all[serial].token) == row
 
 
@@ -347,6 +403,39 @@ def test_misuse_is_a_defect_and_says_so() -> None:
         rows.token_of(2)
     with pytest.raises(InvariantViolation, match="cannot truncate"):
         rows.truncate(2)
+
+
+def test_rows_to_revise_must_exist_and_increase() -> None:
+    rows = tree_of_three()
+    for wrong in ([2, 1], [1, 1], [-1], [6]):
+        with pytest.raises(InvariantViolation, match="must exist and increase"):
+            rows.revise(np.array(wrong))
+    with pytest.raises(InvariantViolation, match="no tokens"):
+        rows.revise(np.array([], np.int64))
+    rows.revise(np.array([1, 5]))
+    with pytest.raises(InvariantViolation, match="open already"):
+        rows.revise(np.array([1]))
+    rows.note(3, 99)
+    assert rows.alive()
+    rows.abort()
+    rows.check_integrity()
+    assert (rows.parent_of(0), rows.parent_of(2), rows.lineage([])) == (-1, 1, [])
+
+
+def test_the_only_rows_there_are_can_be_revised_and_a_decree_still_makes_them_the_prefix() -> None:
+    rows = TreeCache(SHAPE, 8)
+    rows.begin(chain([0, 10, 20]))
+    rows.commit(2)
+    rows.revise(np.array([0, 1, 2]))
+    assert rows.commit(2) == ()
+    rows.revise(np.array([2]), DraftTokens((3, 4), (2, 3), (30, 40)))
+    assert rows.commit(3) == (30,)
+    assert (rows.prefix, rows.tree_rows) == (4, 1)
+    with pytest.raises(LimitExceeded):
+        rows.revise(np.array([0]), chain([1] * 4, 5))
+    rows.free()
+    with pytest.raises(InvariantViolation, match="freed"):
+        rows.revise(np.array([0]))
 
 
 def test_a_decree_that_is_not_a_chain_is_refused() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from flowspec.errors import PipelineError
+from flowspec.errors import InvariantViolation, PipelineError
 from flowspec.model import cuts, sampling
 from flowspec.model.sampling import Sampler, TokenHistory, draw_seed
 from flowspec.wire.parameters import MAX_SEED, SamplingParameters
@@ -56,6 +56,43 @@ def test_the_token_is_the_one_of_the_law(
     assert sampler.explain(tensor, position, history, path).token == expected
     assert sampler.rank(tensor.unsqueeze(0), [position], 3, history, [path])[0][0][0] == expected
     assert tensor.tolist() == logits.tolist()
+
+
+@given(logits_of_all_kinds, all_parameters, st.integers(0, 2**20), st.sets(st.integers(0, VOCABULARY - 1), max_size=6))
+def test_logits_of_a_part_of_the_vocabulary_are_ranked_as_if_the_rest_were_impossible(
+    logits: np.ndarray, parameters: SamplingParameters, position: int, seen: set[int]
+) -> None:
+    ids = np.flatnonzero(np.isfinite(logits))
+    history = TokenHistory(VOCABULARY)
+    history.add(seen)
+    whole, part = Sampler(parameters, VOCABULARY), Sampler(parameters, len(ids), ids)
+    rows = torch.from_numpy(logits)[None]
+    expected = whole.rank(rows, [position], 5, history, [()])[0]
+    found = part.rank(rows[:, ids], [position], 5, history, [()])[0]
+    assert [token for token, _ in found] == [token for token, _ in expected]
+    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-6)
+    token = whole.sample(rows[0], position, history)
+    assert part.sample(rows[0, ids], position, history) == token
+    assert part.explain(rows[0, ids], position, history).token == token
+
+
+@pytest.mark.parametrize("parameters", [SamplingParameters(temperature=1.0), SamplingParameters(1.0, top_p=0.9)])
+def test_a_large_part_of_a_vocabulary_has_the_noise_of_its_tokens(parameters: SamplingParameters) -> None:
+    ids = np.sort(np.random.default_rng(2).choice(40_000, 9000, replace=False))
+    logits = torch.full((1, 40_000), -torch.inf)
+    logits[:, ids] = torch.randn(1, 9000, generator=torch.Generator().manual_seed(1)) * 4
+    whole, part = Sampler(parameters, 40_000), Sampler(parameters, 9000, ids)
+    for position in range(20):
+        expected = whole.rank(logits, [position], 3)[0]
+        found = part.rank(logits[:, ids], [position], 3)[0]
+        assert [token for token, _ in found] == [token for token, _ in expected]
+        assert part.sample(logits[0, ids], position) == found[0][0]
+
+
+@pytest.mark.parametrize("ids", [[0, 2], [0, 2, 2], [3, 2, 5]])
+def test_ids_of_a_part_must_fit_and_increase(ids: list[int]) -> None:
+    with pytest.raises(InvariantViolation, match="must increase"):
+        Sampler(SamplingParameters(), 3, np.array(ids))
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])

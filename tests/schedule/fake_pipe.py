@@ -20,6 +20,7 @@ from flowspec.schedule.events import (
     Command,
     EmitTokens,
     Event,
+    FeaturesArrived,
     FinishSession,
     GrowTree,
     OpenSession,
@@ -100,6 +101,23 @@ class Drafter:
         return tuple(found)
 
 
+class HeadLikeDrafter(Drafter):
+    """One that reads features: the farther a token is from the last position with features, the worse its guesses."""
+
+    def __init__(
+        self, target: Target, ranks: tuple[tuple[float, ...], ...] = EASY_AND_HARD, decay: float = 0.85
+    ) -> None:
+        super().__init__(target, ranks)
+        self.decay = decay
+
+    def children_from(self, digest: int, distance: int) -> tuple[tuple[int, float], ...]:
+        share = self.decay ** max(0, distance - 1)
+        faded = Drafter(
+            self.target, tuple(tuple(share * chance for chance in ranks) for ranks in self.ranks), self.salt
+        )
+        return faded.children(digest)
+
+
 @dataclass(slots=True)
 class Row:
     parent: int
@@ -132,6 +150,13 @@ class Cache:
                 kept[serial] = row
         self.rows = kept
         self.frontier = (frontier, token)
+
+    def position(self, serial: int) -> int:
+        """In the sequence, as far as verdicts were applied here."""
+        depth, start = 0, self.frontier[0] if self.frontier is not None else NO_PARENT
+        while serial != start and serial in self.rows:
+            depth, serial = depth + 1, self.rows[serial].parent
+        return max(0, self.accepted - 1) + depth if self.frontier is not None else depth - 1
 
     def append(self, draft: DraftTokens) -> list[int]:
         """Add what is alive; return the serials added."""
@@ -184,6 +209,8 @@ class Timing:
     cores: int | None = None
     """Cores shared by all stages and the drafter; None: each has its own."""
     jitter: Callable[[random.Random], float] = lambda dice: 1.0
+    features: float | None = None
+    """From a verdict to the arrival of the features of what it accepted; None: they never come."""
     credit_lead: float | None = None
     """Credit leaves this long before stage 1 is expected to be done; None: when it begins."""
 
@@ -284,6 +311,8 @@ class Stage:
                     break
                 cache.apply(child, self.pipe.target.next(cache.rows[child].digest))
             verdict = cache.frontier
+            if verdict != before and self.pipe.timing.features is not None:
+                self.pipe.send_features(flight.command.session, cache.epoch, cache.accepted)
             if verdict is not None and verdict != before:
                 self.pipe.broadcast(flight.command.session, flight.command.epoch, *verdict)
         self.pipe.return_segment(flight, verdict)
@@ -332,8 +361,11 @@ class FakePipe:
         self.draft_busy = 0.0
         self.steps = 0
         self.draft_steps = 0
+        self.redrafted = 0
+        """Tokens that were expanded again."""
         self._drafting = False
-        self._drafts: deque[tuple[float, GrowTree]] = deque()
+        self._drafts: deque[tuple[float, GrowTree | FeaturesArrived]] = deque()
+        self.features: dict[str, int] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
         self._arrivals: dict[str, float] = {}
@@ -456,9 +488,18 @@ class FakePipe:
 
     def begin_draft(self) -> None:
         asked, command = self._drafts.popleft()
+        if isinstance(command, FeaturesArrived):
+            self.features[command.session] = command.count
+            self._drafting = False
+            self.release()
+            self.tell(command)
+            self.draft()
+            return
         cache = self.given[command.session]
-        children = tuple((s, self.drafter.children(cache.rows[s].digest)) for s in command.expand if s in cache.rows)
-        seconds = self.timing.draft(len(command.draft)) * self.factor()
+        children = tuple((s, self.guess(command.session, cache, s)) for s in command.expand if s in cache.rows)
+        again = len(set(command.expand) - set(command.draft.serials))
+        self.redrafted += again
+        seconds = self.timing.draft(len(command.draft) + again) * self.factor()
         self.draft_busy += seconds
         self.draft_steps += 1
 
@@ -470,6 +511,22 @@ class FakePipe:
             self.draft()
 
         self.at(self.now + seconds, done)
+
+    def guess(self, session: str, cache: Cache, serial: int) -> tuple[tuple[int, float], ...]:
+        digest = cache.rows[serial].digest
+        if not isinstance(self.drafter, HeadLikeDrafter):
+            return self.drafter.children(digest)
+        return self.drafter.children_from(digest, cache.position(serial) - self.features.get(session, 0))
+
+    def send_features(self, session: str, epoch: int, count: int) -> None:
+        """All positions below `count`; given to the drafter's thread in order with its steps."""
+
+        def arrive() -> None:
+            self._drafts.append((self.now, FeaturesArrived(session, epoch, count)))
+            self.draft()
+
+        assert self.timing.features is not None
+        self.in_order("features", self.timing.features, arrive)
 
     # ---- channels ----------------------------------------------------------------------------------------------------
 

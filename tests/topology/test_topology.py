@@ -11,6 +11,7 @@ import pytest
 
 from flowspec.errors import TopologyError
 from flowspec.topology import Node, SamplingDefaults, Topology
+from flowspec.topology.document import parse_document
 from flowspec.topology.hosts import free_ports
 from flowspec.wire.parameters import SamplingParameters
 
@@ -228,6 +229,26 @@ def test_the_drafter_auto_is_decided_by_the_model(
 ) -> None:
     decided = Topology.local(model, 1, drafter=drafter).effective_drafter
     assert (decided.kind, decided.model) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "drafter", "expected"),
+    [
+        ("demo", "ngram", (None, None)),
+        ("demo", "auto", ("causal-lm", "demo-draft")),
+        ("demo", "hybrid", ("causal-lm", "demo-draft")),
+        ("/srv/model", {"kind": "hybrid", "model": "/srv/draft"}, ("causal-lm", "/srv/draft")),
+        ("/srv/model", {"kind": "hybrid", "of": "eagle", "model": "/srv/head"}, ("eagle", "/srv/head")),
+        ("/srv/model", {"kind": "eagle3", "model": "/srv/head", "taps": [2, 5, -1]}, ("eagle3", "/srv/head")),
+    ],
+)
+def test_a_drafter_names_what_has_weights(model: str, drafter: object, expected: tuple[str | None, str | None]) -> None:
+    topology = Topology.local(model, 1, drafter=drafter)
+    decided = topology.effective_drafter
+    assert (decided.model_kind, decided.model_name) == expected
+    assert decided.taps == topology.drafter.taps
+    again = Topology.from_document(parse_document(topology.to_yaml()))
+    assert again.effective_drafter == decided
 
 
 def test_threads_are_as_written_or_an_even_share_of_the_host() -> None:

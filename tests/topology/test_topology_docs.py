@@ -83,8 +83,10 @@ def test_no_section_of_the_schema_is_left_out() -> None:
 
 def test_the_examples_work(capsys: pytest.CaptureFixture[str]) -> None:
     yaml_examples = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-    shortest, links = (parse_document(text).value for text in yaml_examples)
+    shortest, hybrid, links = (parse_document(text).value for text in yaml_examples)
     assert Topology.local().replace(**shortest).client_address == "tcp://127.0.0.1:5700"
+    drafter = Topology.local().replace(**hybrid).effective_drafter
+    assert (drafter.kind, drafter.model_kind, drafter.taps) == ("hybrid", "eagle3", None)
     assert Topology.local().replace(**links).links[0].latency == pytest.approx(0.04)
     for text in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         exec(text, {})

@@ -18,7 +18,7 @@ from flowspec.transport.base import MAX_PEERS_COUNTED, ChannelClosed, Receiver
 from flowspec.transport.sockets import SocketOptions, SocketSet
 from flowspec.transport.zeromq import ZeroMQTransport
 from flowspec.wire.frames import FrameLimits, decode, encode
-from flowspec.wire.messages import Beacon, Close, Credit, Failed, StatusQuery
+from flowspec.wire.messages import PROTOCOL_VERSION, Beacon, Close, Credit, Failed, StatusQuery
 from tests.transport.opened import Opened, eventually, hears, soon
 
 GARBAGE = [
@@ -28,10 +28,10 @@ GARBAGE = [
     [b"\xdd\xff\xff\xff\xff"],
     [b""] * 20,
     [*encode(Close("s", 0)), b"a frame too many"],
-    [msgpack.packb({"v": 2})],
+    [msgpack.packb({"v": PROTOCOL_VERSION + 1})],
     [encode(Close("s", 0), [torch.zeros(4)])[0], b"short"],
 ]
-OTHER_VERSION = msgpack.packb({"v": 2, "kind": "status-query", "body": {}, "tensors": []})
+OTHER_VERSION = msgpack.packb({"v": PROTOCOL_VERSION + 1, "kind": "status-query", "body": {}, "tensors": []})
 
 
 class Plain:
@@ -163,7 +163,7 @@ async def test_a_client_of_another_version_is_told_so(opened: Opened, plain: Pla
     answer = decode(await soon(old.recv_multipart())).message
     assert isinstance(answer, Failed)
     assert answer.error == "VersionMismatch"
-    assert "version 2, this node version 1" in answer.message
+    assert f"version {PROTOCOL_VERSION + 1}, this node version {PROTOCOL_VERSION}" in answer.message
     client = await opened.client(ZeroMQTransport())
     await soon(client.send(StatusQuery("r")))
     _, envelope = await soon(receiving)
@@ -280,7 +280,7 @@ async def test_names_and_wildcards_can_be_listened_on(opened: Opened) -> None:
     port = opened.topology.draft_node.port
     for host in ("localhost", "*", "0.0.0.0", "127.0.0.1"):
         sockets = SocketSet("node", SocketOptions())
-        await sockets.bind(sockets.create(zmq.PULL, 1), host, port)
+        await sockets.bind(sockets.create(zmq.PULL, "in", 1), host, port)
         await sockets.close(0)
 
 
@@ -290,7 +290,7 @@ async def test_an_address_of_another_machine_cannot_be_listened_on(opened: Opene
         with pytest.raises(
             TransportError, match=r"node node-7: cannot listen on 192\.0\.2\.1:.*\n.*`bind` of node node-7"
         ):
-            await sockets.bind(sockets.create(zmq.PULL, 1), "192.0.2.1", opened.topology.draft_node.port)
+            await sockets.bind(sockets.create(zmq.PULL, "in", 1), "192.0.2.1", opened.topology.draft_node.port)
     finally:
         await sockets.close(0)
 
@@ -304,7 +304,7 @@ async def test_channels_are_bounded_and_watched_by_heartbeats(topology: Topology
     options = SocketOptions()
     sockets = SocketSet("node", options)
     try:
-        socket = sockets.create(zmq.PUSH, options.pipe_depth)
+        socket = sockets.create(zmq.PUSH, "out", options.pipe_depth).plain
         assert (socket.sndhwm, socket.rcvhwm, socket.linger) == (64, 64, 0)
         assert socket.maxmsgsize == options.limits.frame_bytes
         assert (socket.heartbeat_ivl, socket.heartbeat_timeout, socket.tcp_keepalive) == (1000, 5000, 1)

@@ -21,7 +21,7 @@ from flowspec.wire.messages import PROTOCOL_VERSION, Close, Credit, DraftTokens,
 from flowspec.wire.tensors import ITEM_BYTES
 from tests.wire.strategies import message_of, messages
 
-SEGMENT = Segment("s", 0, 3, 9, 5, DraftTokens((7, 8), (6, 7), (100, 101)), (RosterEntry("s", 0, 4, 11),))
+SEGMENT = Segment("s", 0, 3, 9, 5, DraftTokens((7, 8), (6, 7), (100, 101)), (RosterEntry("s", 0, 4, 11, 6),))
 HIDDEN = torch.arange(8.0).reshape(2, 4).to(torch.bfloat16)
 
 
@@ -45,7 +45,7 @@ def test_any_message_with_any_tensors_comes_back_equal(message: Message, dtypes:
 def test_the_layout_is_the_documented_one() -> None:
     head, body = encode(SEGMENT, [HIDDEN])
     assert msgpack.unpackb(head) == {
-        "v": 1,
+        "v": 2,
         "kind": "segment",
         "body": {
             "session": "s",
@@ -58,7 +58,7 @@ def test_the_layout_is_the_documented_one() -> None:
                 "parents": bytes([6] + [0] * 7 + [7] + [0] * 7),
                 "tokens": bytes([100] + [0] * 7 + [101] + [0] * 7),
             },
-            "roster": [{"session": "s", "epoch": 0, "frontier": 4, "token": 11}],
+            "roster": [{"session": "s", "epoch": 0, "frontier": 4, "token": 11, "features": 6}],
             "carried_bytes": 0,
         },
         "tensors": [["bfloat16", [2, 4]]],
@@ -113,9 +113,9 @@ def test_a_malformed_message_is_refused(bad: list[bytes]) -> None:
         decode(bad)
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("version", [0, 1, PROTOCOL_VERSION + 1, -1, 2**63, 2**64 - 1])
 def test_another_version_is_refused_before_anything_else_is_read(version: int) -> None:
-    with pytest.raises(VersionMismatch, match=f"version {version}, this node version 1") as caught:
+    with pytest.raises(VersionMismatch, match=f"version {version}, this node version {PROTOCOL_VERSION}") as caught:
         decode([msgpack.packb({"v": version, "new": [1, 2, 3]})])
     assert "same release" in str(caught.value)
 

@@ -1,0 +1,154 @@
+"""What drafts are worth: `python -m flowspec.bench.acceptance [--positions N] [--drafter KIND[=DIR] ...]`.
+
+Teacher-forced on held-out Python files: per drafter the mean tokens of one target forward of a full tree, at
+temperature 0 and 1, with the noise shared and not; and how far what each drafter says is what comes true. Writes JSON.
+The figures are counts: how busy the machine is does not matter to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowspec.demo import MODEL_DIR
+from flowspec.demo.corpus import collect
+from flowspec.drafting.acceptance import FULL_TREE, WIDTH, Acceptance, Trial, measure
+from flowspec.drafting.causal_lm import CausalLmDrafter
+from flowspec.drafting.drafter import Drafter, check_vocabulary
+from flowspec.drafting.head_drafter import HeadDrafter
+from flowspec.drafting.head_files import load_head
+from flowspec.drafting.hybrid import HybridDrafter
+from flowspec.drafting.ngram import NgramDrafter
+from flowspec.model.block import LayerBlock
+from flowspec.model.hub import resolve_model
+from flowspec.model.text import encode_prompt, load_tokenizer
+from flowspec.model.weights import Checkpoint
+from flowspec.topology.sections import DEMO_DRAFTERS
+from flowspec.wire.parameters import SamplingParameters
+
+OUTPUT = Path("build/acceptance.json")
+KINDS = ("ngram", "causal-lm", "eagle", "eagle3", "hybrid")
+SHORTEST, LONGEST = 64, 1000
+"""Tokens of context."""
+PER_FILE = 4
+"""Positions in one file: few, so that many files count."""
+SEED = 20_250
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One column of the table."""
+
+    name: str
+    temperature: float
+    shared_noise: bool = True
+
+
+SETTINGS = (Setting("T 0", 0.0), Setting("T 1", 1.0), Setting("T 1, unshared", 1.0, False))
+
+
+def heldout_samples(texts: Sequence[Sequence[int]], positions: int) -> list[tuple[Sequence[int], list[int]]]:
+    """(tokens of a file, lengths of contexts), `positions` in all, over files and lengths evenly; always the same."""
+    long_enough = [text for text in texts if len(text) >= 2 * SHORTEST]
+    files = min(len(long_enough), -(-positions // PER_FILE))
+    chosen = [long_enough[index * len(long_enough) // files] for index in range(files)]
+    counts = [positions // files + (index < positions % files) for index in range(files)]
+    samples = []
+    for number, (text, count) in enumerate(zip(chosen, counts, strict=True)):
+        last = min(LONGEST, len(text))
+        step = (last - SHORTEST) / count
+        # A different part of its step in every file, so that no length is preferred.
+        shift = (0.5 + number * 0.618) % 1.0
+        lengths = sorted({int(SHORTEST + (index + shift) * step) for index in range(count)})
+        samples.append((text[:last], lengths))
+    return samples
+
+
+def make_drafter(named: str, target: Checkpoint, dtype: str) -> Drafter:
+    """KIND or KIND=DIR; for a hybrid DIR may again be KIND=DIR: what n-grams are joined with."""
+    kind, _, folder = named.partition("=")
+    if kind == "hybrid":
+        inner = folder if folder.partition("=")[0] in KINDS else f"causal-lm={folder}" if folder else "causal-lm"
+        return HybridDrafter([NgramDrafter(), make_drafter(inner, target, dtype)])
+    if kind == "ngram":
+        return NgramDrafter()
+    if kind == "causal-lm":
+        source = Checkpoint(resolve_model(folder or DEMO_DRAFTERS[kind]))
+        check_vocabulary(source, target)
+        return CausalLmDrafter.load(source, dtype=dtype, device="cpu", vocab_size=target.vocab_size)
+    if kind in ("eagle", "eagle3") and (folder or kind in DEMO_DRAFTERS):
+        return HeadDrafter(load_head(resolve_model(folder or DEMO_DRAFTERS[kind]), target, kind=kind, dtype=dtype))
+    raise SystemExit(f"{named}: KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}")
+
+
+def show(name: str, results: dict[str, Acceptance]) -> str:
+    """One line of the table."""
+    figures = "".join(f"{found.mean:9.3f} ±{found.error:5.3f}" for found in results.values())
+    one = next(iter(results.values()))
+    return f"{name[:20]:20}{figures}{one.steps:7.1f}"
+
+
+def show_reliability(found: Acceptance) -> str:
+    """Two rows: what was said, and what came true, in per cent, bin by bin."""
+    said = "".join(f"{100 * each.predicted:5.0f}" for each in found.reliability)
+    true = "".join(f"{100 * each.observed:5.0f}" for each in found.reliability)
+    return f"  said %   {said}\n  true %   {true}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Mean tokens per target forward of a full tree of drafts.")
+    parser.add_argument("--model", default=str(MODEL_DIR), help="the target's folder")
+    parser.add_argument("--positions", type=int, default=200, help="how many trees per drafter and setting")
+    parser.add_argument("--drafter", action="append", metavar="KIND[=DIR]", help=f"any of {', '.join(KINDS)}")
+    parser.add_argument("--tree", type=int, default=FULL_TREE, help="draft tokens of a tree")
+    parser.add_argument("--width", type=int, default=WIDTH, help="children asked for per token")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--curves", action="store_true", help="print the reliability curves too")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    given = parser.parse_args(arguments)
+    checkpoint = Checkpoint(resolve_model(given.model))
+    tokenizer = load_tokenizer(checkpoint.path)
+    texts = [encode_prompt(tokenizer, source.text, False) for source in collect() if source.split == "heldout"]
+    samples = heldout_samples(texts, given.positions)
+    print(f"{'tokens per forward':20}" + "".join(f"{setting.name[:16]:>16}" for setting in SETTINGS) + "  steps")
+    report: dict[str, Any] = {"model": str(checkpoint.path), "tree": given.tree, "width": given.width, "drafters": {}}
+    block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype=given.dtype)
+    for named in given.drafter or ["ngram", "causal-lm", "hybrid"]:
+        drafter = make_drafter(named, checkpoint, given.dtype)
+        results: dict[str, Acceptance] = {}
+        began = time.perf_counter()
+        for setting in SETTINGS:
+            sampling = SamplingParameters(temperature=setting.temperature, seed=SEED)
+            trials: list[Trial] = list(
+                measure(
+                    drafter,
+                    block,
+                    samples,
+                    sampling,
+                    shared_noise=setting.shared_noise,
+                    size=given.tree,
+                    width=given.width,
+                )
+            )
+            results[setting.name] = Acceptance.of(trials)
+        print(show(named, results), flush=True)
+        if given.curves:
+            for name, found in results.items():
+                print(f"  {name}\n{show_reliability(found)}")
+        report["drafters"][named] = {name: asdict(found) for name, found in results.items()}
+        report["drafters"][named]["seconds"] = time.perf_counter() - began
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    given.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

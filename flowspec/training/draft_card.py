@@ -1,0 +1,58 @@
+"""The model card of a draft, from the facts of its training. What is missing in them is left out, never guessed."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+WHAT: Final = {
+    "eagle": "EAGLE head: one layer over the target's last hidden states (arXiv:2401.15077, 2406.16858)",
+    "eagle3": "EAGLE-3 head: hidden states from three depths of the target (arXiv:2503.01840)",
+    "causal-lm": "small causal language model",
+}
+
+
+def card(facts: dict[str, Any]) -> str:
+    """Markdown."""
+    recipe = facts["recipe"]
+    rows = "\n".join(
+        f"| {row['step']} | {row['divergence']:.3f} | {row['top1']:.1%} | {row['top2']:.1%} | {row['top4']:.1%} |"
+        for row in facts["heldout"]
+    )
+    own = f" and {facts['sampled_tokens']:,} tokens of its own completions" if facts["sampled_tokens"] else ""
+    found = facts.get("acceptance")
+    acceptance = (
+        f"Acceptance: **{found['tokens_per_forward']:.2f}** (standard error {found['standard_error']:.2f}) tokens per "
+        f"forward of the target, with full trees of {found['tree']} drafts at temperature 0, at {found['positions']} "
+        "places of the held-out text.\n\n"
+        if found
+        else ""
+    )
+    unfinished = "" if facts["finished"] else "**This training was interrupted; it can be resumed.**\n\n"
+    note = f"{facts['note']}\n\n" if facts.get("note") else ""
+    return f"""\
+# A draft for {facts["target"]}
+
+A {WHAT[facts["kind"]]}, {facts["parameters"]:,} parameters of its own,
+made by `flowspec train-draft` for that model and for no other. Use it with the drafter `{facts["kind"]}`.
+
+{unfinished}{note}## Training
+
+Distilled from the target's full distributions (forward divergence, {_steps(facts, recipe)}) on {facts["text_tokens"]:,}
+tokens of text{own}: {facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["seconds"] / 60:.0f} minutes;
+flowspec {facts["flowspec"]}, torch {facts["torch"]}. `training.json` has the settings.
+
+## On held-out text
+
+{acceptance}With the text's own tokens before every guess, how often the target's first choice is among the draft's
+first k, by draft step:
+
+| step | divergence (nats) | k = 1 | k = 2 | k = 4 |
+|---|---|---|---|---|
+{rows}
+"""
+
+
+def _steps(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
+    if facts["kind"] == "causal-lm":
+        return "one step"
+    return f"{recipe['unroll']} draft steps over its own states"

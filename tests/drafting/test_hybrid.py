@@ -1,0 +1,236 @@
+"""Several drafters as one: their children are joined on one scale, and one that fails does not take the others down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowspec.drafting.calibration import BASE, OpinionPool, evidence, logit
+from flowspec.drafting.causal_lm import CausalLmDrafter
+from flowspec.drafting.drafter import Children
+from flowspec.drafting.hybrid import HybridDrafter
+from flowspec.drafting.ngram import NgramDrafter
+from flowspec.model.weights import Checkpoint
+from flowspec.schedule.events import GrowTree
+from flowspec.wire.messages import DraftTokens
+from flowspec.wire.parameters import SamplingParameters
+from tests.checkpoints import write_checkpoint
+
+PROMPT = (5, 6, 7)
+chances = st.floats(0.0, 1.0)
+
+
+class Scripted:
+    """Answers every serial with the same opinion, and writes down what it was told."""
+
+    weight_bytes = 10
+
+    def __init__(self, opinion: Mapping[int, float], name: str = "scripted", taps: tuple[int, ...] = ()) -> None:
+        self.opinion = dict(opinion)
+        self.name = name
+        self.taps = taps
+        self.told: list[str] = []
+        self.features: list[torch.Tensor] = []
+        self.widths: list[int] = []
+        self.breaks: frozenset[str] = frozenset()
+
+    def _tell(self, what: str) -> None:
+        self.told.append(what)
+        if what in self.breaks:
+            raise RuntimeError(f"{self.name} cannot {what}")
+
+    def open(self, session: str, sampling: SamplingParameters, row_limit: int) -> None:
+        self._tell("open")
+
+    def close(self, session: str) -> None:
+        self._tell("close")
+
+    def take_features(self, session: str, epoch: int, first: int, features: torch.Tensor) -> None:
+        self.features.append(features)
+        self._tell("take")
+
+    def grow(self, request: GrowTree, width: int) -> Children:
+        self._tell("grow")
+        self.widths.append(width)
+        children = tuple((token, math.log(chance)) for token, chance in self.opinion.items())
+        return tuple((serial, children) for serial in request.expand)
+
+
+def prompt(epoch: int = 0) -> GrowTree:
+    return GrowTree("s", epoch, (2,), DraftTokens((0, 1, 2), (-1, 0, 1), PROMPT), 2)
+
+
+def opened(*members: Scripted) -> HybridDrafter:
+    hybrid = HybridDrafter(members)
+    hybrid.open("s", SamplingParameters(), 100)
+    return hybrid
+
+
+def shares(children: Children) -> dict[int, float]:
+    ((_, found),) = children
+    return {token: math.exp(score) for token, score in found}
+
+
+# ---- the pool --------------------------------------------------------------------------------------------------------
+
+
+def test_one_opinion_with_weight_one_is_believed_as_it_is() -> None:
+    found = evidence([{1: 0.6, 2: 0.3}])
+    assert OpinionPool([1.0]).probabilities(found) == [(1, pytest.approx(0.6)), (2, pytest.approx(0.3))]
+
+
+def test_a_drafter_without_an_opinion_changes_nothing() -> None:
+    alone, beside = evidence([{1: 0.6, 2: 0.3}]), evidence([{1: 0.6, 2: 0.3}, {}])
+    pool = OpinionPool([1.0, 0.7])
+    assert [pool.probability(beside[token]) for token in (1, 2)] == pytest.approx(
+        [OpinionPool([1.0]).probability(alone[token]) for token in (1, 2)]
+    )
+
+
+def test_what_a_sure_drafter_does_not_name_is_less_likely_than_what_nobody_knows_of() -> None:
+    found = evidence([{1: 0.4}, {2: 0.9}])
+    assert found[1][1] < 0
+    assert found[2][0] == pytest.approx(logit(BASE * 0.6) - logit(BASE))
+
+
+def test_agreement_makes_surer_than_either() -> None:
+    pool = OpinionPool([1.0, 1.0])
+    assert pool.probability(evidence([{1: 0.6}, {1: 0.6}])[1]) > 0.6
+
+
+@given(st.dictionaries(st.integers(0, 9), chances, max_size=6), st.dictionaries(st.integers(0, 9), chances, max_size=6))
+def test_children_are_ordered_and_never_more_than_certain(one: dict[int, float], other: dict[int, float]) -> None:
+    found = OpinionPool([1.0, 0.75], 0.45).probabilities(evidence([one, other]))
+    assert {token for token, _ in found} == {*one, *other}
+    given = [chance for _, chance in found]
+    assert given == sorted(given, reverse=True)
+    assert all(0.0 < chance <= 1.0 for chance in given)
+    assert sum(given) <= 1.0 + 1e-9
+
+
+@given(chances, chances, chances)
+def test_a_likelier_opinion_never_makes_less_likely(low: float, high: float, other: float) -> None:
+    low, high = sorted((low, high))
+    pool = OpinionPool([1.1, 0.5], 0.3)
+    assert pool.probability((logit(low), logit(other))) <= pool.probability((logit(high), logit(other)))
+
+
+def test_a_drafter_that_is_surely_wrong_loses_its_weight_within_tens_of_tokens() -> None:
+    pool = OpinionPool([1.0, 1.0])
+    for _ in range(40):
+        pool.learn(evidence([{1: 0.9, 3: 0.05}, {2: 0.6, 4: 0.2}]), 2)
+    found = dict(pool.probabilities(evidence([{1: 0.9, 3: 0.05}, {2: 0.6, 4: 0.2}])))
+    assert found[2] > 2 * found[1]
+    assert pool.weights[0] < 0.5 < pool.weights[1]
+
+
+# ---- the drafter -----------------------------------------------------------------------------------------------------
+
+
+def test_children_of_all_members_are_joined_each_token_once_and_cut_to_the_width() -> None:
+    model, ngram = Scripted({1: 0.5, 2: 0.3, 3: 0.1}), Scripted({2: 0.6, 9: 0.2}, "ngram")
+    found = shares(opened(ngram, model).grow(prompt(), 3))
+    assert next(iter(found)) == 2
+    assert len(found) == 3
+    assert found[2] > 0.6
+    assert model.widths == ngram.widths == [6]
+
+
+def test_members_without_children_leave_the_others_as_they_are() -> None:
+    assert shares(opened(Scripted({}), Scripted({4: 0.5}, "ngram")).grow(prompt(), 4)).keys() == {4}
+    assert opened(Scripted({}), Scripted({})).grow(prompt(), 4) == ((2, ()),)
+
+
+def test_a_single_member_is_only_corrected() -> None:
+    found = shares(opened(Scripted({1: 0.5, 2: 0.3})).grow(prompt(), 4))
+    assert list(found) == [1, 2]
+    assert 0.5 < found[1] < 0.65
+
+
+@pytest.mark.parametrize("moment", ["open", "grow", "take"])
+def test_a_member_that_fails_is_left_out_of_the_session_and_of_no_other(moment: str) -> None:
+    broken, good = Scripted({1: 0.9}, taps=(3,)), Scripted({2: 0.4}, "ngram")
+    broken.breaks = frozenset({moment})
+    hybrid = opened(good, broken)
+    hybrid.take_features("s", 0, 0, torch.ones(2, 4))
+    assert shares(hybrid.grow(prompt(), 4)).keys() == {2}
+    calls = len(broken.told)
+    assert shares(hybrid.grow(prompt(), 4)).keys() == {2}
+    assert len(broken.told) == calls
+    hybrid.close("s")
+    broken.breaks = frozenset()
+    hybrid.open("s", SamplingParameters(), 100)
+    assert shares(hybrid.grow(prompt(), 4)).keys() == {1, 2}
+
+
+def test_the_last_member_that_fails_is_heard() -> None:
+    one, other = Scripted({1: 0.9}), Scripted({2: 0.9})
+    one.breaks = other.breaks = frozenset({"grow", "close"})
+    hybrid = opened(one, other)
+    with pytest.raises(RuntimeError, match="cannot grow"):
+        hybrid.grow(prompt(), 4)
+    assert hybrid.grow(prompt(), 4) == ((2, ()),)
+    hybrid.close("s")
+    assert hybrid.grow(prompt(), 4) == ()
+
+
+def test_every_member_gets_the_features_of_its_own_taps() -> None:
+    one, other, none = Scripted({}, taps=(2, 5)), Scripted({}, taps=(5, -1)), Scripted({})
+    hybrid = opened(one, other, none)
+    assert hybrid.taps == (2, 5, -1)
+    assert hybrid.weight_bytes == 30
+    features = torch.arange(12.0).view(2, 6)
+    hybrid.take_features("s", 0, 7, features)
+    assert torch.equal(one.features[0], features[:, :4])
+    assert torch.equal(other.features[0], features[:, 2:])
+    assert none.features == []
+    hybrid.take_features("unknown", 0, 0, features)
+
+
+def test_what_came_true_is_learned_from_along_the_accepted_path() -> None:
+    """Verdicts say that the ngram's token 2 came after 2 and after 3, never the model's token 1."""
+    hybrid = opened(Scripted({2: 0.5}, "ngram"), Scripted({1: 0.9}))
+    first = shares(hybrid.grow(prompt(), 4))
+    frontier = 2
+    for serial in range(3, 120):
+        draft = DraftTokens((serial,), (serial - 1,), (2,))
+        found = hybrid.grow(GrowTree("s", 0, (serial,), draft, 2, frontier, 2), 4)
+        # Every second verdict moves two tokens on, the others none.
+        frontier = serial - 1 if serial % 2 else frontier
+    last = shares(found)
+    assert first[1] > first[2]
+    assert last[2] > last[1]
+
+
+def test_a_new_epoch_begins_with_the_first_weights() -> None:
+    hybrid = opened(Scripted({2: 0.5}, "ngram"), Scripted({1: 0.9}))
+    first = hybrid.grow(prompt(), 4)
+    for serial in range(3, 60):
+        draft = DraftTokens((serial,), (serial - 1,), (2,))
+        hybrid.grow(GrowTree("s", 0, (serial,), draft, 2, serial - 1, 2), 4)
+    assert hybrid.grow(prompt(epoch=1), 4) == first
+
+
+def test_real_members_agree_on_what_lives(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "draft", layers=1)
+    model = CausalLmDrafter.load(Checkpoint(folder), dtype="float32", device="cpu")
+    hybrid = HybridDrafter([NgramDrafter(), model])
+    hybrid.open("s", SamplingParameters(temperature=0.7, seed=3), 200)
+    tokens = (5, 6, 7, 8, 5, 6)
+    last = len(tokens) - 1
+    request = GrowTree("s", 0, (last,), DraftTokens(tuple(range(6)), tuple(range(-1, 5)), tokens), last)
+    ((serial, children),) = hybrid.grow(request, 4)
+    assert serial == last
+    assert 7 in {token for token, _ in children}
+    assert len(children) == 4
+    # 6 (token 7) and 7 (token 9) follow; a verdict says 9, so 6 is dead.
+    hybrid.grow(GrowTree("s", 0, (6, 7), DraftTokens((6, 7), (5, 5), (7, 9)), last), 4)
+    answer = hybrid.grow(GrowTree("s", 0, (6, 7, 8), DraftTokens((8,), (7,), (7,)), last, 5, 9), 4)
+    assert {serial for serial, children in answer if children} == {8}
+    hybrid.close("s")
