@@ -87,10 +87,9 @@ class Mixing:
 class HybridDrafter:
     """Implements `Drafter`. All of `members` see every request; `taps` are those of all members, each once."""
 
-    name = "hybrid"
-
     def __init__(self, members: Sequence[Drafter]) -> None:
         self.members = tuple(members)
+        self.name = "hybrid" if len(self.members) > 1 else self.members[0].name
         self.taps = tuple(dict.fromkeys(tap for member in members for tap in member.taps))
         self.weight_bytes = sum(member.weight_bytes for member in members)
         self._sessions: dict[str, Mixing | None] = {}  # None until the first step

@@ -156,6 +156,7 @@ class Coordinator(Node):
             self.drafter,
             self._compute,
             width=self.topology.drafter.width,
+            vocab_size=self._vocab_size,
             deadline=self.topology.timeouts.progress,
             apply=self.apply,
         )
@@ -187,6 +188,7 @@ class Coordinator(Node):
         self.hidden_bytes = checkpoint.hidden_size * ITEM_BYTES[self.topology.stages[0].dtype]
         """Of one token on its way from stage to stage."""
         self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
+        self._vocab_size = checkpoint.vocab_size
         self._progress("loading the drafter", 0, 0)
         self.drafter = build_drafter(self.topology, checkpoint)
         self.handshake = Handshake(

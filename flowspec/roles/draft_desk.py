@@ -36,12 +36,14 @@ class DraftDesk:
         compute: ComputeThread,
         *,
         width: int,
+        vocab_size: int,
         deadline: float,
         apply: Callable[[Event], None],
     ) -> None:
         self.drafter = drafter
         self._compute = compute
         self._width = width
+        self._vocab_size = vocab_size
         self._deadline = deadline
         self._apply = apply
         self._hung = False
@@ -84,10 +86,17 @@ class DraftDesk:
             error = future.exception()
             if error is not None:
                 logger.error("the drafter failed, going on without its guesses: %s", error)
-            children = () if error is not None else future.result()
+            children = () if error is not None else self._known(future.result())
             self._apply(TreeGrown(command.session, command.epoch, children, time.perf_counter() - asked))
 
         step.add_done_callback(answered)
+
+    def _known(self, children: Children) -> Children:
+        """Without guesses of tokens that the model does not have: stage 1 could not look them up."""
+        size = self._vocab_size
+        if all(0 <= token < size for _, guesses in children for token, _ in guesses):
+            return children
+        return tuple((serial, tuple(each for each in guesses if 0 <= each[0] < size)) for serial, guesses in children)
 
     def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
         """Give features to the drafter, in order with its steps; the scheduler hears `FeaturesArrived`."""
