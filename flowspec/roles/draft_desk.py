@@ -55,11 +55,15 @@ class DraftDesk:
     def name(self) -> str:
         return self.drafter.name if self.drafter is not None else "none"
 
-    async def open(self, admitted: Admitted, session: str) -> tuple[int, ...] | None:
-        """Prepare for a session; returns the taps that the drafter reads, None when it has to do without guesses."""
+    def open(self, admitted: Admitted, session: str) -> tuple[int, ...] | None:
+        """Prepare for a session; returns the taps that the drafter reads, None when it has to do without guesses.
+
+        Does not wait for the drafter, which may be busy, or hang: its thread works in order.
+        """
         if self.drafter is None or self._hung or admitted.policy in DRAFTLESS:
             return None
-        await self._compute.run(self.drafter.open, session, admitted.sampling, admitted.row_limit)
+        opened = self._compute.run(self.drafter.open, session, admitted.sampling, admitted.row_limit)
+        opened.add_done_callback(_tell_failure)
         return self.drafter.taps
 
     def close(self, session: str) -> None:
@@ -134,3 +138,10 @@ class DraftDesk:
         step.cancel()
         self.abandon(None)
         self._apply(DrafterLost(command.session))
+
+
+def _tell_failure(opened: asyncio.Future[None]) -> None:
+    """A drafter that could not open a session answers its steps with nothing, or with an error; both are heard."""
+    error = None if opened.cancelled() else opened.exception()
+    if error is not None:
+        logger.error("the drafter failed to open a session: %s", error)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from flowspec.errors import FlowspecError
 from flowspec.model.text import TextStream
@@ -39,7 +39,7 @@ class FrontDesk:
         stages: tuple[str, ...],
         apply: Callable[[Event], None],
         check_open: Callable[[int], None],
-        begin: Callable[[Admitted, str], Awaitable[tuple[int, ...] | None]],
+        begin: Callable[[Admitted, str], tuple[int, ...] | None],
         end: Callable[[str], None],
         status: Callable[[str], Status],
     ) -> None:
@@ -63,7 +63,7 @@ class FrontDesk:
             peer, envelope = await self._clients.receive()
             message = envelope.message
             if isinstance(message, Generate):
-                await self._on_generate(peer, message)
+                self._on_generate(peer, message)
             elif isinstance(message, Cancel):
                 session = self._session_of.get((peer, message.request))
                 if session is not None:
@@ -86,13 +86,13 @@ class FrontDesk:
             peer, message = self._outbox.get_nowait()
             await self._clients.send(peer, message)
 
-    async def _on_generate(self, peer: bytes, message: Generate) -> None:
+    def _on_generate(self, peer: bytes, message: Generate) -> None:
         asked = time.perf_counter()
         session = secrets.token_hex(6)
         try:
             self._check_open(len(self.requests))
             admitted = self.admission.admit(message, peer)
-            taps = await self._begin(admitted, session)
+            taps = self._begin(admitted, session)
         except FlowspecError as error:
             self._outbox.put_nowait((peer, Failed(message.request, type(error).__name__, str(error))))
             return
