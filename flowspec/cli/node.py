@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,16 +29,20 @@ def node(
     if dry_run:
         _print_plan(loaded, name)
         return
+    from flowspec.cli.head_probe import probe_head, reads_features
     from flowspec.cli.render import Readiness
     from flowspec.cluster import NodeProgress
     from flowspec.roles.process import run_alone
 
+    probes: list[asyncio.Task[None]] = []
     with Readiness([name]) as readiness:
 
         def report(state: str, done: int, total: int) -> None:
             readiness.update(NodeProgress(name, state, done, total))
             if state == "ready":
                 typer.echo(f"ready: clients connect to {loaded.client_address}", err=True)
+                if not probes and reads_features(loaded):
+                    probes.append(asyncio.get_running_loop().create_task(probe_head(loaded)))
 
         run_alone(loaded, name, report)
 

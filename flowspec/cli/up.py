@@ -33,6 +33,7 @@ def up(
 
 
 async def _up(topology: Topology) -> None:
+    from flowspec.cli.head_probe import probe_head, reads_features
     from flowspec.cli.main import debugging
     from flowspec.cli.render import Readiness
     from flowspec.cluster import LocalCluster
@@ -47,6 +48,8 @@ async def _up(topology: Topology) -> None:
         typer.echo(f"ready: {', '.join(names)}")
         typer.echo(f"clients connect to {cluster.address}, for example:")
         typer.echo(f'  flowspec generate --connect {cluster.address} --prompt "def fibonacci(n):"')
+        if reads_features(topology):
+            await probe_head(topology)
         await cluster.wait()
     finally:
         await cluster.close()

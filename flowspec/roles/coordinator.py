@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flowspec.drafting.drafter import build_drafter
+from flowspec.drafting.drafter import Drafter, build_drafter
 from flowspec.errors import PipelineError
 from flowspec.model.hub import resolve_model
 from flowspec.model.weights import Checkpoint
@@ -83,11 +83,17 @@ class Coordinator(Node):
     """`async with Coordinator(topology) as node: await node.ready(); await node.wait()`.
 
     Entering returns when the channels are bound and the drafter loaded; `ready` when every stage has proven its
-    channels.
+    channels. `drafter` makes a drafter of one's own (see `flowspec.drafting.drafter.Drafter`) on the thread that will
+    ask it, in place of the topology's.
     """
 
     def __init__(
-        self, topology: Topology, *, transport: Transport | None = None, progress: Progress | None = None
+        self,
+        topology: Topology,
+        *,
+        transport: Transport | None = None,
+        progress: Progress | None = None,
+        drafter: Callable[[Topology, Checkpoint], Drafter | None] | None = None,
     ) -> None:
         super().__init__(
             topology.draft_node.name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain
@@ -96,6 +102,7 @@ class Coordinator(Node):
         self.scheduler = Scheduler()
         self._transport = transport
         self._progress = progress or (lambda *_: None)
+        self._make_drafter = drafter
         self._compute: ComputeThread | None = None
         self._channels: CoordinatorChannels | None = None
         self._desk: FrontDesk | None = None
@@ -190,7 +197,8 @@ class Coordinator(Node):
         self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
         self._vocab_size = checkpoint.vocab_size
         self._progress("loading the drafter", 0, 0)
-        self.drafter = build_drafter(self.topology, checkpoint)
+        make = self._make_drafter or build_drafter
+        self.drafter = make(self.topology, checkpoint)
         self.handshake = Handshake(
             [stage.name for stage in self.topology.stages],
             coordinator=self.name,

@@ -159,7 +159,7 @@ class NodeEntry(Section):
 ModelDrafter = Literal["causal-lm", "eagle", "eagle3"]
 """Kinds of drafters that have weights of their own."""
 
-DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft"}
+DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft", "eagle": "demo-eagle", "eagle3": "demo-eagle3"}
 """Per kind the model (see `flowspec.model.hub.resolve_model`) that comes with the demo model."""
 
 

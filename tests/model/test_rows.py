@@ -134,6 +134,8 @@ class RowsAgainstParents(RuleBasedStateMachine):
         if not admitted:
             return
         living = draft.select(admitted)
+        for serial in living.serials:  # it may have had a row before, and lost it
+            self.revisions.pop(serial, None)
         batch = self.rows.begin(living)
         assert batch.positions.tolist() == [self.depth(serial, living) for serial in living.serials]
         self.rows.store(torch.tensor(living.serials, dtype=torch.float64)[:, None])
