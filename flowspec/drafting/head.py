@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from flowspec.drafting.head_config import HeadConfig
-from flowspec.drafting.head_layer import HeadLayer, PositionEmbeddings, Rotary, additive_mask
-from flowspec.model.attention import tree_attention
+from flowspec.drafting.head_layer import HeadLayer, PositionEmbeddings, Rotary
+from flowspec.model.attention import additive_mask, tree_attention
 from flowspec.model.cache import CacheShape, TreeCache
 from flowspec.model.rows import Batch
 

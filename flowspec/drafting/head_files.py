@@ -23,7 +23,8 @@ from flowspec.drafting.head_settings import OVERRIDES, SIDECAR, TargetShape, rea
 from flowspec.drafting.taps import IDS, native_ids
 from flowspec.drafting.vocabulary_map import MAPS, maps_of, read_target_tokens
 from flowspec.errors import ModelError
-from flowspec.model.loading import TensorReader, arrange
+from flowspec.model.arrangement import arrange, detach_from_files
+from flowspec.model.loading import TensorReader
 from flowspec.model.weights import EMBEDDING, Checkpoint
 
 FLOATING: Final = frozenset({"F64", "F32", "F16", "BF16"})
@@ -126,7 +127,8 @@ def load_head(
     if torch.device(device).type == "cpu":
         # A weight that is also looked up row by row keeps its order.
         shared = head.lm_head.weight is head.embed_tokens.weight
-        arrange([part for part in head.children() if not (shared and part is head.lm_head)], exact)
+        if arrange(part for part in head.children() if not (shared and part is head.lm_head)):
+            detach_from_files([head])
     return head
 
 

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import nn
 
 from flowspec.drafting.head_config import HeadConfig
-from flowspec.model.cache import TreeCache
 
 PositionEmbeddings: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, each (..., positions, head_dim)."""
@@ -133,16 +131,3 @@ def _rotate(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> to
     """Rotary position embedding over halves (arXiv:2104.09864, in the order of Llama's checkpoints)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine + torch.cat((-second, first), dim=-1) * sine
-
-
-def additive_mask(cache: TreeCache, groups: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor | None:
-    """The mask of the open batch as attention adds it, repeated for `groups` packed heads: (1, 1, groups * n, rows).
-
-    None when one row attends to all there are.
-    """
-    if cache.unmasked():
-        return None
-    hidden = torch.from_numpy(np.logical_not(cache.mask())).to(device)
-    count, rows = hidden.shape
-    mask = torch.zeros(groups, count, rows, dtype=dtype, device=device)
-    return mask.masked_fill_(hidden, -np.inf).view(1, 1, groups * count, rows)

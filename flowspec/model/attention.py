@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch.nn import functional
 
 from flowspec.errors import InvariantViolation
+from flowspec.model.rows import RowTree
 
 NAME: Final = "flowspec"
 
@@ -52,6 +54,21 @@ def tree_attention(
 def pack_mask(mask: torch.Tensor, groups: int) -> torch.Tensor:
     """A mask (1, 1, q, rows) repeated for `groups` packed heads: (1, 1, groups * q, rows)."""
     return mask if groups == 1 else mask.repeat(1, 1, groups, 1)
+
+
+def additive_mask(
+    rows: RowTree, groups: int, dtype: torch.dtype, device: torch.device, window: int | None = None
+) -> torch.Tensor | None:
+    """The mask of the open batch as attention adds it, repeated for `groups` packed heads: (1, 1, groups * q, rows).
+
+    So no layer has to convert it. None when one row attends to all there are.
+    """
+    if rows.unmasked(window):
+        return None
+    hidden = torch.from_numpy(np.logical_not(rows.mask(window))).to(device)
+    q, known = hidden.shape
+    mask = torch.zeros(groups, q, known, dtype=dtype, device=device)
+    return mask.masked_fill_(hidden, -np.inf).view(1, 1, groups * q, known)
 
 
 def no_mask(*args: Any, **kwargs: Any) -> None:

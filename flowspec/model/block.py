@@ -10,18 +10,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from flowspec.errors import ModelError
+from flowspec.model.arrangement import PackedLinear, arrange, detach_from_files
+from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
 from flowspec.model.layout import row_shape
-from flowspec.model.loading import LanguageHead, Progress, TensorReader, arrange, load_stage
+from flowspec.model.lean import LeanLayer, LeanRotary, adopt
+from flowspec.model.loading import LanguageHead, Progress, TensorReader, load_stage
 from flowspec.model.rows import Batch
 from flowspec.model.weights import Checkpoint
 from flowspec.wire.messages import FINAL
 
 Observe = Callable[[int, torch.Tensor], None]
+_FamilyAngles = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
 
 
 class LayerBlock:
@@ -41,13 +44,18 @@ class LayerBlock:
         self.dtype: torch.dtype = model.dtype
         self.device = torch.device(model.device)
         self._embedding = model.model.embed_tokens if self.is_first else None
-        self._layers = [model.model.layers[index] for index in range(first, end)]
         self._windows = [_window(config, index) for index in range(first, end)]
-        self._rope = model.model.rotary_emb
         self._head = head
         self._kv_heads, self._head_dim = row_shape(config)
         self._groups = int(config.num_attention_heads) // self._kv_heads
-        self._probe = torch.empty(0, dtype=self.dtype, device=self.device)
+        layers, rotary = [model.model.layers[index] for index in range(first, end)], model.model.rotary_emb
+        self._layers: list[Callable[..., torch.Tensor]]
+        self._angles: Callable[[torch.Tensor, int], Any]
+        if all(isinstance(layer, LeanLayer) for layer in layers):
+            self._layers, self._angles = layers, LeanRotary(rotary, self.dtype, self.device)
+        else:
+            self._layers = [_FamilyLayer(layer) for layer in layers]
+            self._angles = _FamilyRotary(rotary, self.dtype, self.device)
         self.weight_bytes = _bytes_of([model, *([head] if head else [])])
 
     @classmethod
@@ -79,12 +87,15 @@ class LayerBlock:
             if end == checkpoint.layer_count:
                 shared = stage.model.embed_tokens.weight if first == 0 and checkpoint.tied else None
                 head = LanguageHead(reader, norm, checkpoint.tied, shared, torch_dtype)
+        lean = adopt(stage.model.layers, first, end)
+        parts = [stage, head] if head else [stage]
         if torch.device(device).type == "cpu":
-            arrange([stage, head] if head else [stage], torch_dtype)
-        else:
-            stage.to(device)
-            if head is not None:
-                head.to(device)
+            # What transformers' own layers do with their weights is not known, so those stay ordinary ones.
+            arranged = [arrange([part], pack=lean or part is head) for part in parts]
+            if lean or any(arranged):
+                detach_from_files(parts)
+        for part in parts:
+            part.to(device)
         return cls(checkpoint, stage, head, first, end)
 
     @property
@@ -122,36 +133,18 @@ class LayerBlock:
         """
         inputs = inputs.to(self.device)
         hidden = self._embedding(inputs) if self._embedding is not None else inputs.to(self.dtype)
-        hidden = hidden.unsqueeze(0)
-        positions = torch.from_numpy(batch.positions).to(self.device).unsqueeze(0)
-        rope = self._rope(self._probe, positions)
+        angles = self._angles(torch.from_numpy(batch.positions).to(self.device), cache.rows)
         masks: dict[int | None, torch.Tensor | None] = {}
         for index, layer in enumerate(self._layers):
             if index and not alive():
                 return None
             if observe is not None:
-                observe(self.first_layer + index, hidden[0])
+                observe(self.first_layer + index, hidden)
             window = self._windows[index]
             if window not in masks:
-                masks[window] = self._mask(cache, window)
-            hidden = layer(
-                hidden_states=hidden,
-                attention_mask=masks[window],
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                position_embeddings=rope,
-            )
-        return hidden[0]
-
-    def _mask(self, cache: TreeCache, window: int | None) -> torch.Tensor | None:
-        """Additive and packed for the groups, so that no layer has to convert it: (1, 1, groups * q, rows)."""
-        if cache.unmasked(window):
-            return None
-        hidden = torch.from_numpy(np.logical_not(cache.mask(window))).to(self.device)
-        count, rows = hidden.shape
-        mask = torch.zeros(self._groups, count, rows, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(hidden, -np.inf).view(1, 1, self._groups * count, rows)
+                masks[window] = additive_mask(cache, self._groups, self.dtype, self.device, window)
+            hidden = layer(hidden, angles, masks[window], cache)
+        return hidden
 
     @torch.inference_mode()
     def normalise(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -179,7 +172,41 @@ def _window(config: Any, index: int) -> int | None:
     return int(window) if window else None
 
 
+class _FamilyLayer:
+    """A layer of transformers, called as a lean one is."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer = layer
+
+    def __call__(
+        self, hidden: torch.Tensor, angles: _FamilyAngles, mask: torch.Tensor | None, cache: TreeCache
+    ) -> torch.Tensor:
+        positions, embeddings = angles
+        output: torch.Tensor = self._layer(
+            hidden_states=hidden[None],
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            position_embeddings=embeddings,
+        )
+        return output[0]
+
+
+class _FamilyRotary:
+    """Positions and what transformers' rotary module makes of them."""
+
+    def __init__(self, rotary: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self._rotary = rotary
+        self._probe = torch.empty(0, dtype=dtype, device=device)
+
+    def __call__(self, positions: torch.Tensor, limit: int) -> _FamilyAngles:
+        return positions[None], self._rotary(self._probe, positions[None])
+
+
 def _bytes_of(modules: list[Any]) -> int:
-    """Bytes of all parameters; a tensor that two modules share counts once."""
+    """Bytes of all weights; a tensor that two modules share counts once."""
     tensors = {parameter.data_ptr(): parameter for module in modules for parameter in module.parameters()}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    packed = [part for module in modules for part in module.modules() if isinstance(part, PackedLinear)]
+    plain: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return plain + sum(part.weight_bytes for part in packed)

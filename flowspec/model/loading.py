@@ -6,7 +6,6 @@ It builds modules and runs none of them.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -188,38 +187,3 @@ def _quietly() -> Iterator[None]:
         logging.set_verbosity(level)
         if bar:
             logging.enable_progress_bar()
-
-
-def arrange(modules: list[torch.nn.Module], dtype: torch.dtype) -> None:
-    """Store the weights of linear layers column by column where this CPU multiplies a few rows faster that way.
-
-    With float32 on x86 a product of 4 to 16 rows takes about half the time (measured at 1,024 to 2,048 columns), which
-    is the size of a segment. Only the order in memory changes. Everything else is copied, too, so that no view is left
-    that would keep the file mapped beside the copies.
-    """
-    weights = [part for module in modules for part in module.modules() if isinstance(part, torch.nn.Linear)]
-    if dtype != torch.float32 or not _columns_win(max((linear.weight for linear in weights), key=torch.numel)):
-        return
-    arranged = {id(linear.weight): linear.weight for linear in weights}
-    others = {id(parameter): parameter for module in modules for parameter in module.parameters()}
-    for key, parameter in (others | arranged).items():
-        parameter.data = by_columns(parameter) if key in arranged else parameter.detach().clone()
-
-
-def by_columns(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().t().contiguous().t()
-
-
-@torch.inference_mode()
-def _columns_win(weight: torch.Tensor) -> bool:
-    """Time products of 8 rows with at most 4 million entries of `weight` in both orders; a tenth must be gained."""
-    sample = weight.detach()[: max(1, 4_000_000 // weight.shape[1])].contiguous()
-    candidates = (sample, by_columns(sample))
-    inputs = torch.ones(8, weight.shape[1], dtype=weight.dtype)
-    least = [float("inf"), float("inf")]
-    for _ in range(5):
-        for index, candidate in enumerate(candidates):
-            began = time.perf_counter()
-            functional.linear(inputs, candidate)
-            least[index] = min(least[index], time.perf_counter() - began)
-    return least[1] < 0.9 * least[0]

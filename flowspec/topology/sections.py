@@ -164,7 +164,7 @@ DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft", "eagle": "demo-eagle
 
 
 class Drafter(Section):
-    """Who guesses ahead. `auto` is the demo's own drafter for the demo model, and `ngram` otherwise."""
+    """Who guesses ahead. `auto` is a hybrid with the demo's own draft for the demo model, else `ngram`."""
 
     kind: Literal["auto", "none", "ngram", "causal-lm", "eagle", "eagle3", "hybrid"] = "auto"
     model: Text | None = None

@@ -218,7 +218,7 @@ class Topology(Section):
         chosen = self.drafter
         kind, of, model = chosen.kind, chosen.of, chosen.model
         if kind == "auto":
-            kind = "causal-lm" if model or self.model == DEMO_MODEL else "ngram"
+            kind = "causal-lm" if model else "hybrid" if self.model == DEMO_MODEL else "ngram"
         if kind == "hybrid" and of is None:
             of = "causal-lm"
         if kind not in ("none", "ngram") and model is None:

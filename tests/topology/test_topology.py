@@ -215,7 +215,7 @@ def test_replacing_a_key_checks_again() -> None:
 @pytest.mark.parametrize(
     ("model", "drafter", "expected"),
     [
-        ("demo", "auto", ("causal-lm", "demo")),
+        ("demo", "auto", ("hybrid", "demo")),
         ("/srv/model", "auto", ("ngram", None)),
         ("/srv/model", {"kind": "auto", "model": "/srv/draft"}, ("causal-lm", "/srv/draft")),
         ("/srv/model", {"kind": "causal-lm", "model": "/srv/draft"}, ("causal-lm", "/srv/draft")),

@@ -43,7 +43,9 @@ python -m flowspec.training.demo.report --card flowspec/demo/model/README.md
 
 Matrices by Muon, the rest by Adam; a constant rate that falls to zero over the last 40 % of the time budget; windows
 of 512 tokens, 2,048 in the last 15 %. Training stops by the clock, so a second run gives another model, and a faster
-or idler machine a better one.
+or idler machine a better one. A model this small falls into loops, so training ends with settling: beside the text, the
+target continues beginnings of it by itself, and what repeats itself there is made less likely (sequence-level
+unlikelihood, arXiv:1908.04319). That costs some of the loss on text.
 
 {notes}
 
@@ -73,10 +75,10 @@ completions says more about loops than about the draft.
 ## Limits
 
 It knows the look of Python, not its meaning: names are made up and logic drifts after a line or two. Greedy
-completions fall into loops within a few lines (see the repeated 8-grams), so sample from it, at a temperature of 0.8
-or so; the demo prompts in `flowspec/demo/prompts.py` were picked by hand from ten, by how their sampled completions
-look. It writes nothing but Python and has never seen a conversation. Some of what it writes will be close to the
-standard library's sources.
+completions still come back to what they said before (see the repeated 8-grams), so sample from it, at a temperature of
+0.8 or so; the demo prompts in `flowspec/demo/prompts.py` were picked by hand from ten, by how sampled completions
+of them look. It writes nothing but Python and has never seen a conversation. Some of what it writes will be close to
+the standard library's sources.
 """
 
 TITLES: Final = {

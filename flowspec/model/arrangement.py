@@ -1,0 +1,184 @@
+"""How the weights of linear layers lie in memory on a CPU: in the order in which this one multiplies few rows fastest.
+
+What is computed stays the same, up to rounding. A segment has a few rows, and which order is best for those depends on
+the processor, the dtype and the shape; so each shape is timed once a process, and only what clearly wins is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+TIMED_ROWS: Final = (1, 4, 7, 16)
+"""Rows that matter: a token alone, and segments; libraries are not alike fast at multiples of four and between."""
+SMALLEST: Final = 100_000
+"""Entries of a weight; what is smaller costs the call more than the product."""
+LARGEST_SAMPLE: Final = 4_000_000
+"""Entries that are timed of a weight."""
+GAIN: Final = 0.9
+"""An order must take at most this part of the time of plain rows, in the geometric mean over `TIMED_ROWS`..."""
+LOSS: Final = 1.5
+"""...and at most this part of it at any of them."""
+PADDED_FROM: Final = 2_000_000
+"""Entries of a packed weight from which on oneDNN multiplies `PADDED_ROWS` rows in less time than one or two."""
+PADDED_ROWS: Final = 4
+REPEATS: Final = range(5, 16)
+BUDGET: Final = 0.15
+"""Seconds after which no repeat beyond the least number begins."""
+CACHE_ENTRIES: Final = 1_000_000
+"""float32 that are touched between two products, so that weights come from where they do in a forward of layers."""
+
+Product = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Order(Enum):
+    ROWS = "rows"
+    """As files have it."""
+    COLUMNS = "columns"
+    PACKED = "packed"
+    """In oneDNN's blocks."""
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight oneDNN keeps in blocks of its own; there is no other copy of it."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self._size, self._padded = weight.shape[0], weight.numel() >= PADDED_FROM
+        self.weight_bytes = sum(part.numel() * part.element_size() for part in (weight, bias) if part is not None)
+        # Neither parameter nor buffer: torch can read, move or store nothing of what is packed.
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TIMED_ROWS[-1])
+        self._bias = None if bias is None else bias.detach().clone()
+        self._product: Any = torch.ops.mkldnn._linear_pointwise.default
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out)"""
+        rows = inputs if inputs.dim() == 2 else inputs.reshape(-1, inputs.shape[-1])
+        count = rows.shape[0]
+        if self._padded and 0 < count <= PADDED_ROWS // 2:
+            rows = rows.repeat(PADDED_ROWS // count, 1)
+        outputs: torch.Tensor = self._product(rows, self._blocks, self._bias, "none", [], "")
+        if rows is inputs:
+            return outputs
+        return outputs[:count].view(*inputs.shape[:-1], self._size)
+
+
+def arrange(modules: Iterable[nn.Module], *, pack: bool = False) -> bool:
+    """Store the weights of all linear layers in `modules`, on the CPU, in their best orders; whether any changed.
+
+    With `pack`, linear layers inside `modules` may be replaced by `PackedLinear`; without it only weights move.
+    """
+    changed = False
+    for module in modules:
+        for parent, name, linear in _linears(module):
+            weight = linear.weight
+            order = best_order(weight.shape[0], weight.shape[1], weight.dtype, pack and parent is not None)
+            if order is Order.COLUMNS:
+                weight.data = by_columns(weight)
+            elif order is not Order.ROWS and parent is not None:
+                setattr(parent, name, PackedLinear(weight, linear.bias))
+            changed |= order is not Order.ROWS
+    return changed
+
+
+def detach_from_files(modules: Iterable[nn.Module]) -> None:
+    """Copy every parameter that may be a view of a file, so that none stays mapped beside copies of its content."""
+    for parameter in {id(parameter): parameter for module in modules for parameter in module.parameters()}.values():
+        # One by columns is a copy already.
+        if parameter.is_contiguous():
+            parameter.data = parameter.detach().clone()
+
+
+def _linears(module: nn.Module) -> list[tuple[nn.Module | None, str, nn.Linear]]:
+    """Parent, name in it, and layer; the parent of `module` itself is not known."""
+    found: list[tuple[nn.Module | None, str, nn.Linear]] = []
+    if type(module) is nn.Linear:
+        found.append((None, "", module))
+    for parent in module.modules():
+        found += [(parent, name, child) for name, child in parent.named_children() if type(child) is nn.Linear]
+    return found
+
+
+def by_columns(weight: torch.Tensor) -> torch.Tensor:
+    return weight.detach().t().contiguous().t()
+
+
+@functools.cache
+def best_order(outputs: int, inputs: int, dtype: torch.dtype, packable: bool) -> Order:
+    """What to do with weights (outputs, inputs); asked again, the answer is the same."""
+    if outputs * inputs < SMALLEST or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return Order.ROWS
+    return choose(_measure(_candidates(outputs, inputs, dtype, packable), inputs, dtype))
+
+
+def choose(ratios: dict[Order, tuple[float, ...]]) -> Order:
+    """The order with the least time, from the times at each of `TIMED_ROWS` over those of plain rows."""
+    best, least = Order.ROWS, GAIN
+    for order, parts in ratios.items():
+        mean = math.prod(parts) ** (1 / len(parts))
+        if mean <= least and max(parts) <= LOSS:
+            best, least = order, mean
+    return best
+
+
+@torch.inference_mode()
+def _candidates(outputs: int, inputs: int, dtype: torch.dtype, packable: bool) -> dict[Order, Product]:
+    # Values that are neither zero nor denormal, and no draw from the generator that others use.
+    part = min(outputs, max(1, LARGEST_SAMPLE // inputs))
+    weight = torch.linspace(-1.0, 1.0, part * inputs).view(part, inputs).to(dtype)
+    found: dict[Order, Product] = {Order.ROWS: functools.partial(functional.linear, weight=weight)}
+    if dtype == torch.float32:
+        # In half precision columns never win, and without instructions for it they take forever.
+        found[Order.COLUMNS] = functools.partial(functional.linear, weight=by_columns(weight))
+    if packable and torch.backends.mkldnn.is_available():
+        # What this build or processor cannot pack stays as it is.
+        with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError):
+            packed = PackedLinear(weight, None)
+            packed(weight[:1])
+            found[Order.PACKED] = packed
+    return found
+
+
+@torch.inference_mode()
+def _measure(candidates: dict[Order, Product], inputs: int, dtype: torch.dtype) -> dict[Order, tuple[float, ...]]:
+    """The time of each candidate but the first over that of the first, for each of `TIMED_ROWS`.
+
+    Medians over repeats of ratios within a repeat, in this thread's own time, so that neither other processes nor a
+    changing clock decide; the order of turns rotates.
+    """
+    first, *others = candidates
+    if not others:
+        return {}
+    samples = [torch.ones(rows, inputs, dtype=dtype) for rows in TIMED_ROWS]
+    cache = torch.zeros(CACHE_ENTRIES)
+    for product in candidates.values():
+        for sample in samples:
+            product(sample)
+    ratios: dict[Order, list[list[float]]] = {order: [[] for _ in samples] for order in others}
+    turns = list(candidates.items())
+    began = time.perf_counter()
+    for repeat in range(REPEATS.stop):
+        if repeat >= REPEATS.start and time.perf_counter() - began > BUDGET:
+            break
+        turns.append(turns.pop(0))
+        for index, sample in enumerate(samples):
+            taken = {}
+            for order, product in turns:
+                cache.add_(1)
+                start = time.thread_time()
+                product(sample)
+                taken[order] = time.thread_time() - start
+            for order in others:
+                # A clock too coarse to tell decides nothing.
+                ratios[order][index].append(taken[order] / taken[first] if taken[first] else 1.0)
+    return {order: tuple(map(statistics.median, parts)) for order, parts in ratios.items()}

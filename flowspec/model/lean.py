@@ -1,0 +1,164 @@
+"""Decoder layers of Llama's shape in as few operations as they need: for small models most of a layer is overhead.
+
+`adopt` takes the weights of transformers' own layers over where they are known to compute exactly this: RMSNorm, q, k
+and v with or without bias and norms, RoPE over halves, grouped heads, and a SiLU-gated MLP. Weights that read the same
+input lie in one matrix, and exist once. What it does not know it leaves as it is. Masks and rows are the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from flowspec.model.attention import tree_attention
+from flowspec.model.cache import TreeCache
+
+FAMILIES: Final = ("Llama", "Mistral", "Qwen2", "Qwen3")
+"""Of transformers; only their very own layer classes, because a subclass may compute anything."""
+
+STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})
+"""Kinds of rotary positions whose angles depend on the position alone, not on how long the sequence has become."""
+
+Angles = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine, each (q, 1, head_dim); the first half of the sine is negated."""
+
+
+class LeanLayer(nn.Module):
+    """One layer, made of the parts of `layer`, which is of one of `FAMILIES` and not to be used any more."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index = int(attention.layer_idx)
+        self.head_dim = int(attention.head_dim)
+        self.heads = attention.q_proj.out_features // self.head_dim
+        self.kv_heads = attention.k_proj.out_features // self.head_dim
+        self.scaling = float(attention.scaling)
+        self.input_norm = layer.input_layernorm.weight
+        self.mlp_norm = layer.post_attention_layernorm.weight
+        self.eps = float(layer.input_layernorm.variance_epsilon)
+        self.qkv = _join([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.output = attention.o_proj
+        self.gate_up = _join([mlp.gate_proj, mlp.up_proj])
+        self.down = mlp.down_proj
+        self.normed = hasattr(attention, "q_norm")
+        """Whether queries and keys are normed, head by head."""
+        if self.normed:
+            self.q_norm, self.k_norm = attention.q_norm.weight, attention.k_norm.weight
+
+    def forward(
+        self, hidden: torch.Tensor, angles: Angles, mask: torch.Tensor | None, cache: TreeCache
+    ) -> torch.Tensor:
+        """Rows (q, hidden) of the open batch -> (q, hidden). `mask`: as `tree_attention` takes it, packed or None."""
+        q, turned = len(hidden), self.heads + self.kv_heads
+        heads = self.qkv(rms_norm(hidden, self.input_norm, self.eps)).view(q, turned + self.kv_heads, self.head_dim)
+        rotated = heads[:, :turned]
+        if self.normed:
+            rotated = unit_rms(rotated, self.eps)
+            rotated[:, : self.heads].mul_(self.q_norm)
+            rotated[:, self.heads :].mul_(self.k_norm)
+        rotated = rotate(rotated, *angles)
+        keys, values = cache.update(
+            rotated[:, self.heads :].transpose(0, 1)[None], heads[:, turned:].transpose(0, 1)[None], self.index
+        )
+        query = rotated[:, : self.heads].transpose(0, 1)[None]
+        attended, _ = tree_attention(self, query, keys, values, mask, scaling=self.scaling)
+        hidden = self.output(attended.reshape(q, self.heads * self.head_dim)).add_(hidden)
+        gate, up = self.gate_up(rms_norm(hidden, self.mlp_norm, self.eps)).chunk(2, dim=-1)
+        result: torch.Tensor = self.down(functional.silu(gate).mul_(up)).add_(hidden)
+        return result
+
+
+class LeanRotary:
+    """Angles of positions in the form that `LeanLayer` takes, looked up where they depend on the position alone.
+
+    `rotary` is transformers' module, which makes them. The table grows with the longest session, to twice its need.
+    """
+
+    def __init__(self, rotary: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self._rotary = rotary
+        self._probe = torch.empty(0, dtype=dtype, device=device)
+        self._static = getattr(rotary, "rope_type", None) in STATIC_ROPE
+        self._table: torch.Tensor | None = None  # (positions, 2, 1, head_dim)
+
+    def __call__(self, positions: torch.Tensor, limit: int) -> Angles:
+        """int64 positions (q,), all of them below `limit`."""
+        if not self._static:
+            return self._split(self._angles(positions))
+        if self._table is None or len(self._table) < limit:
+            self._table = self._angles(torch.arange(2 * limit, device=positions.device))
+        return self._split(self._table.index_select(0, positions))
+
+    def _angles(self, positions: torch.Tensor) -> torch.Tensor:
+        cosine, sine = self._rotary(self._probe, positions[None])
+        pairs = torch.stack((cosine[0], sine[0]), dim=1).unsqueeze(2)
+        pairs[:, 1, :, : pairs.shape[-1] // 2].neg_()
+        return pairs
+
+    @staticmethod
+    def _split(pairs: torch.Tensor) -> Angles:
+        cosine, sine = pairs.unbind(1)
+        return cosine, sine
+
+
+def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """As Llama's: (..., n) and (n,) -> (..., n); the weight comes after the way back from float32."""
+    return unit_rms(hidden, eps).mul_(weight)
+
+
+def unit_rms(hidden: torch.Tensor, eps: float) -> torch.Tensor:
+    """(..., n) -> (..., n) over its root mean square, which is taken in float32 whatever the dtype; a new tensor."""
+    exact = hidden.float()
+    scale = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (exact * scale).to(hidden.dtype)
+
+
+def rotate(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding over halves (arXiv:2104.09864, in the order of Llama's checkpoints).
+
+    heads (q, heads, head_dim); cosine and sine as in `Angles`.
+    """
+    halves = heads.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    return torch.addcmul(heads * cosine, halves, sine)
+
+
+def adopt(layers: nn.ModuleList, first: int, end: int) -> bool:
+    """Put lean layers in place of `layers[first:end]`, one after the other; False if one of them is not known."""
+    if not all(_known(layers[index]) for index in range(first, end)):
+        return False
+    for index in range(first, end):
+        layers[index] = LeanLayer(layers[index]).eval()
+    return True
+
+
+def _known(layer: Any) -> bool:
+    """Whether `layer` and its parts are exactly what one of `FAMILIES` makes, with SiLU."""
+    module, name = type(layer).__module__, type(layer).__qualname__
+    family = name.removesuffix("DecoderLayer")
+    if family not in FAMILIES or module != f"transformers.models.{family.lower()}.modeling_{family.lower()}":
+        return False
+    attention, mlp = layer.self_attn, layer.mlp
+    norms = [layer.input_layernorm, layer.post_attention_layernorm]
+    if hasattr(attention, "q_norm"):
+        norms += [attention.q_norm, attention.k_norm]
+    kinds = [(attention, "Attention"), (mlp, "MLP"), *((norm, "RMSNorm") for norm in norms)]
+    linears = (*(getattr(attention, f"{part}_proj") for part in "qkvo"), mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return (
+        all((type(part).__module__, type(part).__qualname__) == (module, family + kind) for part, kind in kinds)
+        and all(type(linear) is nn.Linear for linear in linears)
+        and len({norm.variance_epsilon for norm in norms}) == 1
+        and attention.config.hidden_act in ("silu", "swish")
+    )
+
+
+def _join(parts: Sequence[nn.Linear]) -> nn.Linear:
+    """One linear layer whose outputs are those of `parts`, side by side."""
+    joined = nn.Linear(parts[0].in_features, sum(part.out_features for part in parts), bias=False, device="meta")
+    joined.weight = nn.Parameter(torch.cat([part.weight.detach() for part in parts]), requires_grad=False)
+    if parts[0].bias is not None:
+        joined.bias = nn.Parameter(torch.cat([part.bias.detach() for part in parts]), requires_grad=False)
+    return joined
