@@ -12,7 +12,7 @@ BIN       := .venv/bin
 READY     := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench demo-model demo-drafts clean
+.PHONY: help demo test check format bench faults fuzz demo-model demo-drafts clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -33,8 +33,15 @@ format: $(READY) ## format the code, and mend what lint can mend
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(READY) ## measure on this machine: a table, and build/bench.json
+bench: $(READY) ## measure on this machine, then the headline figures (25 minutes); build/bench.json
 	@$(BIN)/python -m flowspec.bench.run
+	@$(BIN)/flowspec bench headline
+
+fuzz: $(READY) ## a million inputs that nobody should send (about ten minutes)
+	@$(BIN)/python -m flowspec.bench.fuzz
+
+faults: $(READY) ## kill, freeze and cut nodes and links while streams run: nothing may get lost (30 minutes)
+	@$(BIN)/python -m flowspec.bench.faults
 
 demo-model: $(READY) ## train the demo model and its drafts again (hours)
 	@$(BIN)/python -m flowspec.training.demo all

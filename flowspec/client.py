@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 from flowspec.errors import (
     FlowspecError,
@@ -25,11 +26,16 @@ from flowspec.errors import (
     TransportError,
     error_named,
 )
-from flowspec.stream import Generation, Inbox, Options, Stream
-from flowspec.wire.messages import Cancel, Failed, Generate, Message, Status, StatusQuery
+from flowspec.stream import Generation, Inbox, Options, Stream, policy_options_of
+from flowspec.wire.messages import Cancel, Diagnose, Diagnosis, Failed, Finished, Generate, Message, Status, StatusQuery
 
 if TYPE_CHECKING:
     from flowspec.transport.base import ClientChannel
+
+PING_SECONDS = 1.0
+"""Between two questions whether the coordinator lives and knows the requests that run."""
+
+Answer = TypeVar("Answer", Status, Diagnosis)
 
 __all__ = ["Client", "Generation", "Options", "Stream"]
 
@@ -44,8 +50,10 @@ class Client:
     """A connection to a coordinator, as an async context manager.
 
     `connect_timeout`: seconds to wait for the coordinator's first answer. `silence_timeout`: seconds without a sign of
-    life, asked for while requests run, after which the coordinator counts as lost. Both raise `PeerTimeout`, which
-    names the address; a request that breaks off raises with the tokens so far in `error.partial`.
+    life, asked for while requests run, after which the coordinator counts as lost. Until then a coordinator that was
+    started again is found, and what ran goes on there, behind the tokens that have come. Both raise `PeerTimeout`,
+    which names the address; a request that breaks off raises with the tokens so far in `error.partial`. `key`: path of
+    this client's key file, where the pipeline has keys (see docs/security.md).
     """
 
     def __init__(
@@ -53,11 +61,13 @@ class Client:
         address: str,
         *,
         connect_timeout: float = 10.0,
-        silence_timeout: float = 15.0,
+        silence_timeout: float = 30.0,
         close_timeout: float = 2.0,
+        key: str | os.PathLike[str] | None = None,
         transport: Connector | None = None,
     ) -> None:
         self.address = address
+        self._key = key
         self._connect_timeout = connect_timeout
         self._silence_timeout = silence_timeout
         self._close_timeout = close_timeout
@@ -65,6 +75,12 @@ class Client:
         self._channel: ClientChannel | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._inboxes: dict[str, Inbox] = {}
+        self._running: set[str] = set()
+        """Requests that were sent, and whose last message has not come."""
+        self._forgotten: dict[str, float] = {}
+        """Since when the coordinator is known not to know a request."""
+        self._pings: dict[str, frozenset[str]] = {}
+        """Status queries under way, with what was running when each was sent."""
         self._heard_at = 0.0
         self._asked = asyncio.Event()
         self._broken: FlowspecError | None = None
@@ -72,9 +88,10 @@ class Client:
     async def __aenter__(self) -> Self:
         transport = self._transport
         if transport is None:
+            from flowspec.transport.access import client_key
             from flowspec.transport.zeromq import ZeroMQTransport
 
-            transport = ZeroMQTransport()
+            transport = ZeroMQTransport(client_key=None if self._key is None else client_key(self._key))
         self._channel = await transport.connect_client(self.address)
         loop = asyncio.get_running_loop()
         self._heard_at = time.monotonic()
@@ -117,6 +134,8 @@ class Client:
                 stop=tuple(options.get("stop", ())),
                 ignore_eos=options.get("ignore_eos", False),
                 policy=options.get("policy"),
+                policy_options=policy_options_of(options.get("policy_options", {})),
+                trace=options.get("trace", False),
             ),
         )
 
@@ -129,24 +148,32 @@ class Client:
 
     async def status(self, *, timeout: float | None = None) -> Status:
         """What the coordinator knows of its pipeline; `PeerTimeout` without an answer within `timeout` seconds."""
-        seconds = self._connect_timeout if timeout is None else timeout
         query = StatusQuery(request=secrets.token_hex(8))
+        return await self._ask(query, Status, self._connect_timeout if timeout is None else timeout)
+
+    async def diagnose(self, *, payload: int = 2**20, timeout: float = 60.0) -> Diagnosis:
+        """What every node says of itself, and how fast the links between them are, measured with `payload` bytes."""
+        return await self._ask(Diagnose(request=secrets.token_hex(8), payload=payload), Diagnosis, timeout)
+
+    async def _ask(self, query: StatusQuery | Diagnose, kind: type[Answer], seconds: float) -> Answer:
         inbox = self.enlist(query.request)
         try:
             async with asyncio.timeout(seconds):
                 await self.send(query)
                 answer = await inbox.get()
         except TimeoutError:
-            raise PeerTimeout(
-                f"the coordinator at {self.address}", seconds, hint="is a pipeline running there (`flowspec up`)?"
-            ) from None
+            raise PeerTimeout(f"the coordinator at {self.address}", seconds, hint=self._unanswered()) from None
         finally:
             self.dismiss(query.request)
         if isinstance(answer, FlowspecError):
             raise answer
-        if not isinstance(answer, Status):
-            raise PipelineError(f"the coordinator at {self.address} answered a status query with {answer.kind!r}")
+        if not isinstance(answer, kind):
+            raise PipelineError(f"the coordinator at {self.address} answered a {query.kind} with {answer.kind!r}")
         return answer
+
+    def _unanswered(self) -> str:
+        asked = "does it know this key" if self._key is not None else "does it ask for a key (--key)"
+        return f"is a pipeline running there (`flowspec up`), and {asked}?"
 
     async def close(self) -> None:
         """Break off what runs, within `close_timeout` seconds. Safe to call twice."""
@@ -178,6 +205,8 @@ class Client:
 
     def dismiss(self, request: str) -> None:
         self._inboxes.pop(request, None)
+        self._running.discard(request)
+        self._forgotten.pop(request, None)
 
     async def send(self, message: Message) -> None:
         if self._channel is None:
@@ -185,6 +214,8 @@ class Client:
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._channel.send(message)
+                if isinstance(message, Generate) and message.request in self._inboxes:
+                    self._running.add(message.request)
         except TimeoutError:
             raise PeerTimeout(
                 f"the coordinator at {self.address}", self._connect_timeout, waiting_for="room for a message"
@@ -208,28 +239,53 @@ class Client:
                 self._fail_all(reason)
                 return
             self._heard_at = time.monotonic()
-            inbox = self._inboxes.get(getattr(message, "request", ""))
+            request = getattr(message, "request", "")
+            if isinstance(message, Finished | Failed):
+                self._running.discard(request)
+            inbox = self._inboxes.get(request)
             if inbox is not None:
                 inbox.put_nowait(
-                    error_named(message.error, message.message) if isinstance(message, Failed) else message
+                    error_named(message.error, message.message, message.retry_after)
+                    if isinstance(message, Failed)
+                    else message
                 )
+            elif isinstance(message, Status):
+                self._notice_forgotten(message)
+
+    def _notice_forgotten(self, status: Status) -> None:
+        """What ran when the coordinator was asked, and is unknown to it, will get no answer: its stream is told so.
+
+        Its pipe may need a while to be whole, but no longer than a coordinator may be silent.
+        """
+        for request in (self._pings.pop(status.request, frozenset()) & self._running) - set(status.requests):
+            since = self._forgotten.setdefault(request, time.monotonic())
+            if status.ready:
+                self._inboxes[request].put_nowait(status)
+            elif time.monotonic() - since > self._silence_timeout:
+                self._running.discard(request)
+                self._inboxes[request].put_nowait(_not_ready(self.address, self._silence_timeout))
 
     async def _watch(self) -> None:
-        """While requests run, ask for a sign of life in every third of the silence deadline."""
-        interval = self._silence_timeout / 3
+        """While requests run, ask for a sign of life: every second, or in every third of the silence deadline."""
+        interval = min(PING_SECONDS, self._silence_timeout / 3)
         while True:
             await self._asked.wait()
+            asleep_until = time.monotonic() + interval
             await asyncio.sleep(interval)
+            # A process that was held up has heard nobody meanwhile, which says nothing about the coordinator.
+            self._heard_at += time.monotonic() - asleep_until
             if not self._inboxes:
                 self._asked.clear()
+                self._pings.clear()
                 continue
             silent = time.monotonic() - self._heard_at
             if silent >= self._silence_timeout:
                 self._fail_all(_lost(self.address, self._silence_timeout))
                 return
-            if silent >= interval:
-                with contextlib.suppress(FlowspecError):
-                    await self.send(StatusQuery(request=secrets.token_hex(8)))
+            query = StatusQuery(request=secrets.token_hex(8))
+            self._pings[query.request] = frozenset(self._running)
+            with contextlib.suppress(FlowspecError):
+                await self.send(query)
 
     def _fail_all(self, error: FlowspecError) -> None:
         self._broken = error
@@ -244,6 +300,13 @@ def _twin(error: FlowspecError) -> FlowspecError:
     FlowspecError.__init__(twin, error.message)
     twin.__dict__.update(error.__dict__)
     return twin
+
+
+def _not_ready(address: str, seconds: float) -> PipelineError:
+    return PipelineError(
+        f"the coordinator at {address} was started again, and its pipe was not ready within {seconds:g} s",
+        hint="the same prompt, seed and options continue the same text when it is",
+    )
 
 
 def _lost(address: str, seconds: float) -> PeerTimeout:

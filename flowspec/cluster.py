@@ -4,16 +4,20 @@
         print((await client.generate("def add(")).text)
 
 The nodes are forked from a server process that has imported torch once. Each has a line to this process: it says how
-far it is, what it died of, and stops when the line breaks, be it by `kill -9`. Knows no sockets and no tokens.
+far it is, what it died of, and stops when the line breaks, be it by `kill -9`. One that dies when all of them were
+READY is started again. Knows no sockets and no tokens.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,8 +25,18 @@ from flowspec.client import Client
 from flowspec.errors import ConfigurationError, FlowspecError, PeerTimeout, PipelineError
 from flowspec.forking import NodeProcess, fork_server_ready, start_fork_server
 from flowspec.topology import Topology
+from flowspec.transport.access import find_client_key
+from flowspec.transport.keyring import make_keys
 
 logger = logging.getLogger(__name__)
+
+RESTART_WINDOW = 60.0
+"""Seconds in which a node may be started again `restarts` times."""
+
+FIRST_BACK_OFF, LONGEST_BACK_OFF = 0.05, 5.0
+"""Seconds before a node is started again: doubled with each time that it died young."""
+
+YOUNG_SECONDS = 5.0
 
 MAX_REASON = 4096
 """Characters of what a stage died of, as the draft node is told."""
@@ -44,7 +58,9 @@ class LocalCluster:
     Either a `topology`, all of whose nodes run here, or what `Topology.local` makes: `model` (a directory, a hub id or
     "demo"), `stages`, `base_port` (absent: free ports), `emulate` (e.g. `{"base_ms": 60}`, for every stage), `drafter`
     (as in a topology file) with `draft` (its model or head), `policy`, `dtype`, and any other key of a topology file.
-    `progress` is called in the event loop. Entering raises the error of the first node that dies; so does `wait`.
+    `secure` makes keys that live as long as the cluster. `progress` is called in the event loop. Entering raises the
+    error of the first node that dies. After that a node that dies is started again, up to `restarts` times a minute; of
+    one that dies more often `wait` raises the error.
     """
 
     def __init__(
@@ -58,16 +74,26 @@ class LocalCluster:
         base_port: int | None = None,
         emulate: Mapping[str, float] | None = None,
         progress: Callable[[NodeProgress], None] | None = None,
+        secure: bool = False,
         debug: bool = False,
+        restarts: int = 5,
         **overrides: Any,
     ) -> None:
         start_fork_server()
         self.topology = topology or local_topology(
             model, stages, drafter=drafter, draft=draft, base_port=base_port, emulate=emulate, **overrides
         )
+        self._keys = tempfile.TemporaryDirectory(prefix="flowspec-keys-") if secure else None
+        if self._keys is not None:
+            self.topology = with_new_keys(self.topology, self._keys.name)
         self._progress = progress or (lambda _: None)
         self._debug = debug
         self._nodes: dict[str, NodeProcess] = {}
+        self._restarts = restarts
+        self._started_again: dict[str, deque[float]] = {}
+        """When each node was started again lately."""
+        self._starts: set[asyncio.TimerHandle] = set()
+        self._nobody_left = asyncio.Event()
         self._ready = asyncio.Event()
         self._failed: asyncio.Future[None] | None = None
         self._stopping = False
@@ -84,20 +110,18 @@ class LocalCluster:
 
     def client(self, **options: Any) -> Client:
         """A client of this cluster; the options are those of `Client`."""
-        return Client(self.address, **options)
+        return Client(self.address, **{"key": find_client_key(self.topology), **options})
 
     async def __aenter__(self) -> Self:
         refuse_foreign(self.topology)
         self._failed = asyncio.get_running_loop().create_future()
-        names = (self.topology.draft_node.name, *(stage.name for stage in self.topology.stages))
+        names = self.topology.node_names
         for name in names:
             self._progress(NodeProgress(name, "starting"))
         await fork_server_ready()
         try:
             for name in names:
-                self._nodes[name] = NodeProcess(
-                    self.topology, name, debug=self._debug, heard=self._heard, ended=self._ended
-                )
+                self._start(name)
             await self._until_ready()
         except BaseException:
             await self.close()
@@ -122,27 +146,37 @@ class LocalCluster:
         if self._failed.done():
             self._failed.result()
 
-    async def _all_gone(self) -> None:
-        for node in self._nodes.values():
-            await node.gone.wait()
-
-    def drain(self) -> None:
-        """Let the live sessions end, then stop everything: the draft node first, the stages when it is gone."""
+    def _end_with(self, word: str) -> None:
+        """Tell the draft node; at its end the stages are told to stop, and at once when it is gone already."""
         self._stopping = True
-        self._nodes[self.topology.draft_node.name].tell("drain")
-
-    def stop(self) -> None:
-        """Stop everything now: the draft node, which breaks off what runs, and at its end the stages."""
-        self._stopping = True
+        self._cancel_starts()
         draft = self._nodes[self.topology.draft_node.name]
-        draft.tell("stop")
+        draft.tell(word)
         if draft.gone.is_set():
             for node in self._nodes.values():
                 node.tell("stop")
+        self._note_end()
+
+    def _cancel_starts(self) -> None:
+        for start in self._starts:
+            start.cancel()
+        self._starts.clear()
+
+    async def _all_gone(self) -> None:
+        await self._nobody_left.wait()
+
+    def drain(self) -> None:
+        """Let the live sessions end, then stop everything: the draft node first, the stages when it is gone."""
+        self._end_with("drain")
+
+    def stop(self) -> None:
+        """Stop everything now: the draft node, which breaks off what runs, and at its end the stages."""
+        self._end_with("stop")
 
     async def close(self) -> None:
         """End all processes: the draft node first, then the stages; kill, and name, what does not end in time."""
         self._stopping = True
+        self._cancel_starts()
         deadline = self.topology.timeouts.close + 1.0
         draft = self._nodes.get(self.topology.draft_node.name)
         if draft is not None:
@@ -160,6 +194,8 @@ class LocalCluster:
             node.release()
         if self._failed is not None and not self._failed.done():
             self._failed.cancel()
+        if self._keys is not None:
+            self._keys.cleanup()
 
     # ---- what nodes say ----------------------------------------------------------------------------------------------
 
@@ -192,16 +228,54 @@ class LocalCluster:
             if node.name == draft:
                 for other in self._nodes.values():
                     other.tell("stop")
+            self._note_end()
             return
         assert self._failed is not None
+        death = _death(node)
+        if node.name != draft and draft in self._nodes:
+            # The draft node need not wait for the silence of a stage that is gone.
+            self._nodes[draft].tell("mourn", node=node.name, reason=str(death)[:MAX_REASON])
+        if self._ready.is_set() and not isinstance(death, ConfigurationError) and self._start_again(node.name):
+            logger.warning("%s; it is started again", death)
+            return
+        self._note_end()
         if not self._failed.done():
-            death = _death(node)
-            if node.name != draft and draft in self._nodes:
-                # Live requests then fail with the cause, and the draft node does not wait for a stage that is gone.
-                self._nodes[draft].tell("mourn", node=node.name, reason=str(death)[:MAX_REASON])
             self._failed.set_exception(death)
             # Seen: `wait` and entering raise it, but a program need not call `wait`.
             self._failed.exception()
+
+    def _note_end(self) -> None:
+        if not self._starts and all(node.gone.is_set() for node in self._nodes.values()):
+            self._nobody_left.set()
+
+    def _start_again(self, name: str) -> bool:
+        """Start a node that died, after a back-off; False when that was done too often of late."""
+        now = time.monotonic()
+        lately = self._started_again.setdefault(name, deque())
+        while lately and now - lately[0] > RESTART_WINDOW:
+            lately.popleft()
+        if len(lately) >= self._restarts:
+            return False
+        young = sum(now - start < YOUNG_SECONDS for start in lately)
+        delay = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2**young)
+        lately.append(now)
+
+        def start() -> None:
+            self._starts.discard(handle)
+            self._nodes[name].release()
+            self._start(name)
+
+        handle = asyncio.get_running_loop().call_later(delay, start)
+        self._starts.add(handle)
+        return True
+
+    def _start(self, name: str) -> None:
+        self._nodes[name] = NodeProcess(self.topology, name, debug=self._debug, heard=self._heard, ended=self._ended)
+
+
+def with_new_keys(topology: Topology, directory: str) -> Topology:
+    """`topology` with keys for its nodes and one client, the secret ones in `directory`, which is nobody else's."""
+    return topology.replace(keys=make_keys(topology, Path(directory)).section(directory))
 
 
 def local_topology(
@@ -247,9 +321,10 @@ def _death(node: NodeProcess) -> FlowspecError:
 
 def refuse_foreign(topology: Topology) -> None:
     """Raise when a node of `topology` does not run on this machine."""
-    foreign = topology.foreign_nodes()
+    foreign = [f"{node.name} ({node.host})" for node in topology.foreign_nodes()]
+    foreign += [f"{spare.name} ({spare.host})" for spare in topology.foreign_spares()]
     if foreign:
-        names = ", ".join(f"{node.name} ({node.host})" for node in foreign)
+        names = ", ".join(foreign)
         raise ConfigurationError(
             f"these nodes run on other machines: {names}",
             hint="run `flowspec node TOPOLOGY NAME` on each machine of this topology",

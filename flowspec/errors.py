@@ -3,12 +3,15 @@
 FlowspecError
 ├── ConfigurationError        what the user wrote or has on disk cannot be used
 │   ├── TopologyError         a topology file: cites file, line and key
+│   ├── SecurityError         a key that is missing, damaged or readable by others, or a port open without keys
 │   └── ModelError            a checkpoint, tokenizer or draft model that is missing, damaged or does not fit
 ├── RequestError              one request is refused; the node lives on
-│   └── LimitExceeded         which limit, its value, how to raise it
+│   ├── LimitExceeded         which limit, its value, how to raise it
+│   └── Overloaded            every place is taken: when to ask again
 ├── WireError                 a message that cannot be understood; counted and dropped
 │   ├── MalformedMessage
 │   ├── OversizeMessage
+│   ├── ForgedSender          a message in the name of another than the one who sent it
 │   └── VersionMismatch
 ├── TransportError            a channel that cannot be opened or does not answer
 │   ├── PortInUse
@@ -32,6 +35,9 @@ class FlowspecError(Exception):
 
     partial: Any = None
     """What a client had received when a generation broke off (`flowspec.client.Generation`), else None."""
+
+    retry_after: float | None = None
+    """Seconds after which to ask again may help; None when nothing is known of that."""
 
     def __init__(
         self, message: str, *, node: str | None = None, session: str | None = None, hint: str | None = None
@@ -76,6 +82,12 @@ class TopologyError(ConfigurationError):
         self.key = key
 
 
+class SecurityError(ConfigurationError):
+    """Its text never holds a secret key."""
+
+    exit_code = 8
+
+
 class ModelError(ConfigurationError):
     exit_code = 3
 
@@ -96,6 +108,14 @@ class LimitExceeded(RequestError):
         self.allowed = allowed
 
 
+class Overloaded(RequestError):
+    """As many requests run and wait as the limits allow; `retry_after` seconds from now there may be room."""
+
+    def __init__(self, message: str, *, retry_after: float, node: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, node=node, hint=hint)
+        self.retry_after = retry_after
+
+
 class WireError(FlowspecError):
     exit_code = 5
 
@@ -105,6 +125,10 @@ class MalformedMessage(WireError):
 
 
 class OversizeMessage(WireError):
+    pass
+
+
+class ForgedSender(WireError):
     pass
 
 
@@ -137,7 +161,7 @@ class InvariantViolation(FlowspecError):
     exit_code = 70
 
 
-def error_named(name: str, message: str) -> FlowspecError:
+def error_named(name: str, message: str, retry_after: float | None = None) -> FlowspecError:
     """The error of this module called `name`, with a finished text; `PipelineError` when there is none of that name.
 
     For errors that travelled: what their own constructors ask for did not.
@@ -147,4 +171,5 @@ def error_named(name: str, message: str) -> FlowspecError:
         kind = PipelineError
     error = kind.__new__(kind)
     FlowspecError.__init__(error, message)
+    error.retry_after = retry_after
     return error

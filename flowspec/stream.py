@@ -6,15 +6,36 @@ Knows no channel; a `Carrier`, the client, carries its messages.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
-from flowspec.errors import FlowspecError, PipelineError, RequestError
-from flowspec.wire.messages import Chunk, Finished, Generate, GenerationStats, Message, Started
+from flowspec.errors import FlowspecError, PipelineError, RequestError, WireError
+from flowspec.tracing.assembly import NodeRecords, assemble
+from flowspec.tracing.clocks import Clock, Sample
+from flowspec.tracing.records import joined
+from flowspec.tracing.trace import Trace
+from flowspec.wire.messages import (
+    Chunk,
+    Finished,
+    Generate,
+    GenerationStats,
+    Message,
+    PolicyOption,
+    Started,
+    Status,
+    TracedNode,
+    TraceEnd,
+    TracePart,
+)
 
 Inbox = asyncio.Queue[Message | FlowspecError]
 """What arrived for one request. Needs no bound of its own: the messages of a request end with its last token."""
+
+TRACE_SECONDS = 30.0
+"""How long the trace of a finished request is waited for."""
 
 
 class Carrier(Protocol):
@@ -46,6 +67,10 @@ class Options(TypedDict, total=False):
     stop: tuple[str, ...] | list[str]
     ignore_eos: bool
     policy: str
+    policy_options: Mapping[str, bool | int | str]
+    """Of the policy, by name; see `flowspec.schedule.options`."""
+    trace: bool
+    """Have all nodes note what they do for this request; see `Generation.trace`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +83,16 @@ class Generation:
     finish_reason: str | None
     seed: int | None
     stats: GenerationStats | None
+    trace: Trace | None = None
+    """What happened at all nodes, for a request that asked for it and ended well. None when it did not come in time."""
 
 
 class Stream:
     """One request: iterate to send it and receive its chunks. Leaving the iteration early cancels the request.
 
+    When the coordinator turns out not to know the request any more, since it was started again, the request is sent
+    once more, with the tokens that have come: the stream goes on behind them, with the same seed, so as if nothing had
+    been.
     `started` is known from the first chunk on, `finished` after the last; `generation` is what has come so far.
     A stream may be iterated once.
     """
@@ -73,8 +103,12 @@ class Stream:
         self._iterated = False
         self._text: list[str] = []
         self._token_ids: list[int] = []
+        self._ended = False
+        """The text behind the last token has come."""
         self.started: Started | None = None
         self.finished: Finished | None = None
+        self.trace: Trace | None = None
+        self._parts: list[TracePart] = []
 
     @property
     def generation(self) -> Generation:
@@ -85,6 +119,7 @@ class Stream:
             finish_reason=self.finished.finish_reason if self.finished else None,
             seed=self.started.sampling.seed if self.started else None,
             stats=self.finished.stats if self.finished else None,
+            trace=self.trace,
         )
 
     def __aiter__(self) -> AsyncGenerator[Chunk, None]:
@@ -102,6 +137,10 @@ class Stream:
                 message = await inbox.get()
                 if isinstance(message, Chunk):
                     self._check_offset(message)
+                    if not message.token_ids:
+                        if self._ended:  # it came before the request was resumed
+                            continue
+                        self._ended = True
                     self._text.append(message.text)
                     self._token_ids.extend(message.token_ids)
                     yield message
@@ -110,7 +149,13 @@ class Stream:
                 elif isinstance(message, Finished):
                     over = True
                     self.finished = message
+                    if self._request.trace:
+                        await self._receive_trace(inbox)
                     return
+                elif isinstance(message, TracePart):
+                    self._parts.append(message)
+                elif isinstance(message, Status) and message.ready:
+                    inbox = await self._resume()
                 elif isinstance(message, FlowspecError):
                     over = True
                     message.partial = self.generation
@@ -120,6 +165,28 @@ class Stream:
             if not over:
                 await self._client.cancel(self._request.request)
 
+    async def _resume(self) -> Inbox:
+        """Ask again for what is missing, of a coordinator that does not know the request."""
+        self._client.dismiss(self._request.request)
+        self._request = replace(self._request, request=secrets.token_hex(8))
+        if self.started is not None:
+            self._request = continued(self._request, self.started, tuple(self._token_ids))
+        self._parts.clear()
+        inbox = self._client.enlist(self._request.request)
+        await self._client.send(self._request)
+        return inbox
+
+    async def _receive_trace(self, inbox: Inbox) -> None:
+        """Wait for what is left of the trace; whatever befalls it, the generation is complete without it."""
+        with contextlib.suppress(TimeoutError, WireError):
+            async with asyncio.timeout(TRACE_SECONDS):
+                while not isinstance(message := await inbox.get(), TraceEnd | FlowspecError):
+                    if isinstance(message, TracePart):
+                        self._parts.append(message)
+            if isinstance(message, TraceEnd):
+                self.trace = trace_of(message, self._parts, self.started, self.finished)
+        self._parts.clear()
+
     def _check_offset(self, chunk: Chunk) -> None:
         if chunk.offset != len(self._token_ids):
             error = PipelineError(
@@ -127,3 +194,50 @@ class Stream:
             )
             error.partial = self.generation
             raise error
+
+
+def continued(request: Generate, started: Started, token_ids: tuple[int, ...]) -> Generate:
+    """`request` as it was understood when it started, with what has come of its output."""
+    sampling = started.sampling
+    return replace(
+        request,
+        prompt=None,
+        prompt_token_ids=started.prompt_token_ids,
+        chat=False,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        seed=sampling.seed,
+        policy=started.policy,
+        resume=token_ids,
+    )
+
+
+def policy_options_of(given: Mapping[str, bool | int | str]) -> tuple[PolicyOption, ...]:
+    """Options of a policy as they travel: as text."""
+    texts = ((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in given.items())
+    return tuple(PolicyOption(name, text) for name, text in texts)
+
+
+def trace_of(end: TraceEnd, parts: Sequence[TracePart], started: Started | None, finished: Finished | None) -> Trace:
+    """The trace whose `parts` came. Raises `MalformedMessage` when they are no records."""
+    nodes = {node.name: _records_of(node) for node in end.nodes}
+    for part in parts:
+        if part.node in nodes:
+            nodes[part.node].records += joined(part.layouts, part.values)
+    session = started.session if started is not None else ""
+    request = {
+        "session": session,
+        "policy": started.policy if started is not None else "",
+        "temperature": started.sampling.temperature if started is not None else 0.0,
+        "seed": started.sampling.seed if started is not None else 0,
+        "finish_reason": finished.finish_reason if finished is not None else "",
+    }
+    return assemble(session, list(nodes.values()), {"model": end.model, "drafter": end.drafter, "requests": [request]})
+
+
+def _records_of(node: TracedNode) -> NodeRecords:
+    samples = tuple(Sample(each.there, each.offset, each.error) for each in node.clock)
+    return NodeRecords(node.name, dropped=node.dropped, clock=Clock(samples), complete=node.complete)

@@ -1,6 +1,7 @@
 """A node that only listens: `python nodes/listener.py topology/local-5.yaml` prints every verdict of a pipeline.
 
-Broadcasts may be lost, so this is a window and no record: what a client received is the truth.
+Broadcasts may be lost, so this is a window and no record: what a client received is the truth. Where the topology has
+keys, it needs one of its own: `flowspec keys TOPOLOGY --listener listener`.
 """
 
 from __future__ import annotations

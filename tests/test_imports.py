@@ -19,9 +19,9 @@ SOURCES = Path(__file__).parent.parent / "flowspec"
 
 LEVELS = (
     {"errors", "demo"},
-    {"wire", "topology"},
+    {"wire", "topology", "tracing"},
     {"transport"},
-    {"runtime", "schedule", "model", "drafting"},
+    {"runtime", "schedule", "synthetic", "model", "drafting"},
     {"roles", "training"},
     {"planning", "cluster", "forking", "client", "stream"},
     {"cli", "server", "bench"},
@@ -31,7 +31,9 @@ LEVELS = (
 NEVER = (
     ("flowspec.schedule", {"torch", "zmq", "asyncio", "transformers"}),
     ("flowspec.topology", {"torch", "zmq", "asyncio", "transformers"}),
+    ("flowspec.synthetic", {"torch", "zmq", "asyncio", "transformers"}),
     ("flowspec.planning", {"torch", "zmq", "asyncio", "transformers"}),
+    ("flowspec.tracing", {"torch", "zmq", "asyncio", "transformers", "numpy"}),
     ("flowspec.wire.messages", {"torch", "zmq", "asyncio", "numpy"}),
     ("flowspec.wire.parameters", {"torch", "zmq", "asyncio", "numpy"}),
     ("flowspec.errors", {"torch", "zmq", "asyncio", "numpy"}),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flowspec.cli.requests import check_counts, options_of
+from flowspec.cli.traces import check_trace, write_trace
 from flowspec.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ def demo(
     stages: Annotated[int, typer.Option(help="Stages that share the model's 8 layers.")] = 4,
     temperature: Annotated[float, typer.Option(help="At 0 so small a model soon repeats itself.")] = 0.8,
     seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what all nodes did, for ui.perfetto.dev.")
+    ] = None,
 ) -> None:
     """Complete three Python prompts on the shipped model, split over processes.
 
@@ -53,13 +58,14 @@ def demo(
 
     options = options_of(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     check_counts(stages=stages)
+    check_trace(trace)
     topology = local_topology("demo", stages)
     check_models(topology)
-    if not run(_demo(topology, options)):
+    if not run(_demo(topology, options, trace)):
         raise typer.Exit(1)
 
 
-async def _demo(topology: Any, options: dict[str, Any]) -> bool:
+async def _demo(topology: Any, options: dict[str, Any], trace: Path | None) -> bool:
     from rich.console import Console
     from tokenizers import Tokenizer
 
@@ -85,11 +91,13 @@ async def _demo(topology: Any, options: dict[str, Any]) -> bool:
             for policy in POLICIES:
                 await client.generate(DEMO_PROMPTS[0], policy=policy, max_new_tokens=WARM_UP_TOKENS)
             comparisons = [
-                await _compare(console, client, tokenizer, prompt, options, number)
+                await _compare(console, client, tokenizer, prompt, {**options, "trace": trace is not None}, number)
                 for number, prompt in enumerate(DEMO_PROMPTS, start=1)
             ]
     finally:
         await cluster.close()
+    if trace is not None:
+        write_trace(trace, [each for comparison in comparisons for each in (comparison.plain, comparison.fast)])
     _print_table(console, comparisons)
     return _judge(console, topology.model, topology.dtype, comparisons)
 

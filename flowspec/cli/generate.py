@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowspec.cli.requests import check_counts, check_drafter, check_policy, options_of, read_prompt
+from flowspec.cli.requests import check_counts, check_drafter, check_policy, options_of, policy_options, read_prompt
+from flowspec.cli.traces import check_trace, write_trace
 from flowspec.errors import ConfigurationError, PipelineError
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ class Call:
     """What `--check` loads, when it is not told by a topology."""
     dtype: str | None
     connect_timeout: float
+    key: Path | None
     as_json: bool
     check: bool
+    trace: Path | None
 
 
 def generate(
@@ -50,9 +53,18 @@ def generate(
         str | None, typer.Option(metavar="DIR", help="Start a local pipeline with this model.  [default: demo]")
     ] = None,
     stages: Annotated[int | None, typer.Option(help="Stages of the local pipeline.  [default: 4]")] = None,
-    policy: Annotated[str | None, typer.Option(help="flowspec, or autoregressive.  [default: flowspec]")] = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Emulate these devices and links: a name, or a YAML file.")
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="flowspec, autoregressive, chunked, pruned, pipedec or lockstep.  [default: flowspec]"),
+    ] = None,
+    policy_option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the policy; may be given often.")
+    ] = None,
     drafter: Annotated[
-        str | None, typer.Option(help="Who drafts: auto, none, ngram, causal-lm, eagle, eagle3 or hybrid.")
+        str | None, typer.Option(help="Who drafts: auto, none, ngram, synthetic, causal-lm, eagle, eagle3 or hybrid.")
     ] = None,
     draft: Annotated[str | None, typer.Option(metavar="DIR", help="The model or head of the drafter.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
@@ -70,8 +82,15 @@ def generate(
     chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Compare with the model run whole, in this process.")] = False,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what all nodes did, for ui.perfetto.dev.")
+    ] = None,
     connect_timeout: Annotated[
         float | None, typer.Option(help="Seconds to wait for the first answer; else the topology's, 10.")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", envvar="FLOWSPEC_KEY", help="Your key file, where the pipeline asks for keys."),
     ] = None,
 ) -> None:
     """Continue a prompt: with --connect or --topology on a running pipeline, else on one started for the call."""
@@ -93,11 +112,16 @@ def generate(
     )
     check_counts(stages=stages, connect_timeout=connect_timeout)
     check_policy(policy)
+    asked = policy_options(policy, policy_option)
+    if asked:
+        options["policy_options"] = asked
     check_drafter(drafter)
-    local = {"--stages": stages, "--drafter": drafter, "--draft": draft, "--dtype": None if check else dtype}
+    check_trace(trace)
+    local = {"--stages": stages, "--profile": profile, "--drafter": drafter, "--draft": draft}
+    local["--dtype"] = None if check else dtype
     address, file = _target(connect, topology, dict(local), model, check)
     if address is None and file is None:
-        file = _local_topology(model, stages, drafter, draft, dtype)
+        file = _local_topology(model, stages, drafter, draft, dtype, profile)
     if connect_timeout is None:
         connect_timeout = (file.timeouts if file is not None else Timeouts()).connect
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
@@ -111,8 +135,10 @@ def generate(
                 check_model=model,
                 dtype=dtype,
                 connect_timeout=connect_timeout,
+                key=key or _key_beside(file),
                 as_json=as_json,
                 check=check,
+                trace=trace,
             )
         )
     )
@@ -149,23 +175,38 @@ def _target(
 
 
 def _local_topology(
-    model: str | None, stages: int | None, drafter: str | None, draft: str | None, dtype: str | None
+    model: str | None,
+    stages: int | None,
+    drafter: str | None,
+    draft: str | None,
+    dtype: str | None,
+    profile: str | None,
 ) -> Topology:
     from flowspec.cli.models import check_models
     from flowspec.cluster import local_topology
+    from flowspec.topology.profiles import load_profile
 
-    topology = local_topology(
-        model or "demo", STAGES if stages is None else stages, drafter=drafter, draft=draft, dtype=dtype
-    )
+    if stages is None:
+        stages = STAGES if profile is None else load_profile(profile).stages
+    topology = local_topology(model or "demo", stages, drafter=drafter, draft=draft, dtype=dtype, profile=profile)
     check_models(topology)
     return topology
+
+
+def _key_beside(topology: Topology | None) -> Path | None:
+    """A client's key where the topology says that keys are."""
+    if topology is None or topology.keys is None:
+        return None
+    from flowspec.transport.access import find_client_key
+
+    return find_client_key(topology)
 
 
 async def _generate(call: Call) -> int:
     from flowspec.cli.render import statistics_line
 
     async with _pipeline(call) as client:
-        stream = client.stream(call.prompt, **call.options)
+        stream = client.stream(call.prompt, trace=call.trace is not None, **call.options)
         async for chunk in stream:
             if not call.as_json:
                 sys.stdout.write(chunk.text)
@@ -182,6 +223,8 @@ async def _generate(call: Call) -> int:
         sys.stdout.flush()
         line = statistics_line(generation.stats, generation.finish_reason or "?", started.sampling.seed)
         print(line, file=sys.stderr)
+    if call.trace is not None:
+        write_trace(call.trace, [generation])
     report = None
     if call.check:
         from flowspec.model.check import check_generation
@@ -205,7 +248,7 @@ async def _pipeline(call: Call) -> AsyncIterator[Client]:
     from flowspec.client import Client
 
     if call.address is not None:
-        async with Client(call.address, connect_timeout=call.connect_timeout) as client:
+        async with Client(call.address, connect_timeout=call.connect_timeout, key=call.key) as client:
             yield client
         return
     from flowspec.cli.main import debugging

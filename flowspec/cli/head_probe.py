@@ -31,9 +31,13 @@ async def probe_head(topology: Topology) -> None:
     """Let the pipeline that `topology` tells write a few tokens, and say what became of the head's guesses."""
     from flowspec.client import Client
     from flowspec.errors import FlowspecError
+    from flowspec.transport.access import find_client_key
 
+    key = find_client_key(topology)
+    if topology.keys is not None and key is None:
+        return  # no client lives here, so nobody here may ask for text
     try:
-        async with Client(topology.client_address) as client:
+        async with Client(topology.client_address, key=key) as client:
             found = await client.generate(TEXT, policy="flowspec", max_new_tokens=TOKENS, ignore_eos=True)
     except FlowspecError as error:
         typer.echo(f"the draft head could not be tried: {error}", err=True)

@@ -11,10 +11,17 @@ from typing import Annotated
 import typer
 
 from flowspec import __version__
+from flowspec.cli.bench import app as bench
 from flowspec.cli.convert_head import convert_head
 from flowspec.cli.demo import demo
+from flowspec.cli.doctor import doctor
 from flowspec.cli.generate import generate
+from flowspec.cli.keys import keys
 from flowspec.cli.node import node
+from flowspec.cli.plan import plan
+from flowspec.cli.simulate import simulate
+from flowspec.cli.status import status
+from flowspec.cli.trace import app as trace
 from flowspec.cli.train import train_draft
 from flowspec.cli.up import up
 from flowspec.errors import FlowspecError
@@ -35,8 +42,15 @@ app.command(short_help="Both policies on the shipped model, compared.")(demo)
 app.command(short_help="Continue a prompt.")(generate)
 app.command()(up)
 app.command()(node)
+app.command(short_help="Who should hold which layers, and how fast that is.")(plan)
+app.command(short_help="How fast a pipe would be, on a virtual clock.")(simulate)
+app.command(short_help="Make keys for the nodes and clients of a topology.")(keys)
+app.command(short_help="Look for what is wrong, and say what to do.")(doctor)
+app.command(short_help="What a running pipeline is doing.")(status)
 app.command(short_help="Make safetensors of a draft head's pickled weights.")(convert_head)
 app.command(short_help="Train a draft for a model of your own.")(train_draft)
+app.add_typer(trace, name="trace")
+app.add_typer(bench, name="bench")
 
 
 def _version(asked: bool) -> None:

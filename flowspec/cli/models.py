@@ -12,6 +12,13 @@ if TYPE_CHECKING:
 
 def check_models(topology: Topology) -> None:
     """Raise `ModelError` or `TopologyError` when a model that a node of `topology` will load here cannot be used."""
+    from flowspec.topology.topology import SYNTHETIC_MODEL
+
+    if topology.model == SYNTHETIC_MODEL:
+        from flowspec.synthetic.model import SyntheticModel
+
+        topology.check_layers(SyntheticModel(topology).layer_count)
+        return
     for name in dict.fromkeys(node.model for node in (topology.draft_node, *topology.stages)):
         layers = check_model(name)
         topology.check_layers(layers)

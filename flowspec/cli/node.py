@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowspec.cli.logs import LogFormat, LogLevel
+from flowspec.runtime.logs import configure_logs
+
 if TYPE_CHECKING:
     from flowspec.model.weights import Checkpoint
     from flowspec.topology import Topology
@@ -17,6 +20,12 @@ def node(
     topology: Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="The topology file.")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Which of its nodes this is.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what the node would hold, and end.")] = False,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without keys.")] = False,
+    metrics: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Serve GET /metrics and /health on this port of this machine.")
+    ] = None,
+    log_format: LogFormat = "auto",
+    log_level: LogLevel = "info",
 ) -> None:
     """Run one node of a topology file on this device.
 
@@ -25,10 +34,19 @@ def node(
     from flowspec.topology import Topology
 
     loaded = Topology.load(topology)
-    loaded.node(name)
+    if loaded.spare(name) is None:
+        loaded.node(name)
+    if insecure:
+        loaded = loaded.replace(insecure=True)
+    if metrics is not None:
+        loaded = loaded.with_metrics(name, metrics)
     if dry_run:
-        _print_plan(loaded, name)
+        if loaded.spare(name) is None:
+            _print_plan(loaded, name)
+        else:
+            _print_places(loaded, name)
         return
+    configure_logs(log_format, log_level, node=name)
     from flowspec.cli.head_probe import probe_head, reads_features
     from flowspec.cli.render import Readiness
     from flowspec.cluster import NodeProgress
@@ -47,17 +65,28 @@ def node(
         run_alone(loaded, name, report)
 
 
+def _print_places(topology: Topology, spare: str) -> None:
+    """What a spare would hold in the place of each stage."""
+    typer.echo(f"{spare}: holds nothing until a stage is lost; then, in its place:")
+    for stage in topology.stages:
+        _print_plan(topology.with_stand_ins([(stage.name, spare)]), stage.name)
+
+
 def _print_plan(topology: Topology, name: str) -> None:
     """Ports, layers and bytes of a node, from the headers of its checkpoint: nothing is loaded."""
     from flowspec.cli.models import check_model
     from flowspec.model.hub import resolve_model
     from flowspec.model.weights import Checkpoint
+    from flowspec.topology.topology import SYNTHETIC_MODEL
 
     node = topology.node(name)
-    check_model(node.model)
-    checkpoint = Checkpoint(resolve_model(node.model))
     ports = f"port {node.port}" if node.ports == 1 else f"ports {node.port}-{node.port + node.ports - 1}"
     lines = [f"{name}: {node.role} node on {node.host}, {ports}, device {node.device}, {node.dtype}"]
+    if node.model == SYNTHETIC_MODEL:
+        typer.echo("\n".join([*lines, "  model    synthetic: no weights, no cache; it takes emulated time alone"]))
+        return
+    check_model(node.model)
+    checkpoint = Checkpoint(resolve_model(node.model))
     lines += (
         _held_by_drafter(topology, checkpoint) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
     )

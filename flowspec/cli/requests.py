@@ -32,10 +32,25 @@ def check_counts(*, stages: int | None = None, connect_timeout: float | None = N
 
 
 def check_policy(policy: str | None) -> None:
-    from flowspec.schedule.arbiter import POLICIES
+    from flowspec.schedule.policies import POLICIES
 
     if policy is not None and policy not in POLICIES:
         raise RequestError(f"there is no policy {policy!r}", hint=f"policies: {', '.join(POLICIES)}")
+
+
+def policy_options(policy: str | None, given: list[str] | None) -> dict[str, str]:
+    """What `--policy-option NAME=VALUE` says; checked here where the policy is known here."""
+    from flowspec.schedule.options import read_options
+
+    options: dict[str, str] = {}
+    for each in given or []:
+        name, equals, value = each.partition("=")
+        if not equals or not name.strip():
+            raise RequestError(f"--policy-option {each!r} is not NAME=VALUE", hint="for example tree=64")
+        options[name.strip()] = value.strip()
+    if policy is not None:
+        read_options(policy, options.items())
+    return options
 
 
 def check_drafter(drafter: str | None) -> None:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flowspec.cli.logs import LogFormat, LogLevel
+from flowspec.runtime.logs import announce_logs, configure_logs
+
 if TYPE_CHECKING:
     from flowspec.cluster import LocalCluster
     from flowspec.topology import Topology
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 def up(
     topology: Annotated[Path, typer.Argument(metavar="TOPOLOGY", help="A topology file; all its nodes run here.")],
+    insecure: Annotated[bool, typer.Option("--insecure", help="Listen beyond this machine without keys.")] = False,
+    log_format: LogFormat = "auto",
+    log_level: LogLevel = "info",
 ) -> None:
     """Run all nodes of a topology file as processes on this machine.
 
@@ -27,6 +33,10 @@ def up(
     from flowspec.topology import Topology
 
     loaded = Topology.load(topology)
+    if insecure:
+        loaded = loaded.replace(insecure=True)
+    configure_logs(log_format, log_level)
+    announce_logs(log_format, log_level)
     refuse_foreign(loaded)
     check_models(loaded)
     run(_up(loaded))
@@ -38,7 +48,7 @@ async def _up(topology: Topology) -> None:
     from flowspec.cli.render import Readiness
     from flowspec.cluster import LocalCluster
 
-    names = [topology.draft_node.name, *(stage.name for stage in topology.stages)]
+    names = list(topology.node_names)
     with Readiness(names) as readiness:
         cluster = LocalCluster(topology=topology, progress=readiness.update, debug=debugging())
         brakes = _Brakes(cluster)

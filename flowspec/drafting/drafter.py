@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from flowspec.errors import ModelError
 from flowspec.model.hub import resolve_model
+from flowspec.model.target import Target
 from flowspec.model.weights import Checkpoint
 from flowspec.schedule.events import GrowTree
 from flowspec.topology import Drafter as DrafterSection
@@ -53,23 +54,36 @@ class Drafter(Protocol):
         """
 
 
-def build_drafter(topology: Topology, target: Checkpoint) -> Drafter | None:
+def build_drafter(topology: Topology, target: Target) -> Drafter | None:
     """The drafter of a topology, loaded; None for the kind "none". `ModelError` when it does not fit `target`."""
     chosen = topology.effective_drafter
     if chosen.kind == "none":
         return None
-    if chosen.kind in ("ngram", "hybrid"):
+    if chosen.kind == "synthetic":
+        return _build_synthetic(topology, target)
+    if chosen.kind == "ngram":
         from flowspec.drafting.ngram import NgramDrafter
 
-        if chosen.kind == "ngram":
-            return NgramDrafter()
+        return NgramDrafter()
+    if not isinstance(target, Checkpoint):
+        raise ModelError(f"the model {topology.model} has nothing that a drafter of kind {chosen.kind} could read")
+    if chosen.kind == "hybrid":
         from flowspec.drafting.hybrid import HybridDrafter
+        from flowspec.drafting.ngram import NgramDrafter
 
         return HybridDrafter([NgramDrafter(), _build_model_drafter(chosen, topology, target)])
     from flowspec.drafting.hybrid import HybridDrafter
 
     # Alone, too: its scores are corrected by what came true, which raises what is accepted by some 2 %.
     return HybridDrafter([_build_model_drafter(chosen, topology, target)])
+
+
+def _build_synthetic(topology: Topology, target: Target) -> Drafter:
+    from flowspec.drafting.synthetic import SyntheticDrafter, quality_of
+
+    if isinstance(target, Checkpoint):
+        raise ModelError(f"nobody knows beforehand what {target.path} writes: a synthetic drafter has nothing to guess")
+    return SyntheticDrafter(target.seed, quality_of(topology.synthetic))
 
 
 def _build_model_drafter(chosen: DrafterSection, topology: Topology, target: Checkpoint) -> Drafter:

@@ -20,8 +20,10 @@ from flowspec.model.layout import row_shape
 from flowspec.model.lean import LeanLayer, LeanRotary, adopt
 from flowspec.model.loading import LanguageHead, Progress, TensorReader, load_stage
 from flowspec.model.rows import Batch
+from flowspec.model.sampling import Sampler
 from flowspec.model.weights import Checkpoint
 from flowspec.wire.messages import FINAL
+from flowspec.wire.parameters import SamplingParameters
 
 Observe = Callable[[int, torch.Tensor], None]
 _FamilyAngles = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
@@ -115,6 +117,10 @@ class LayerBlock:
         """Those of `taps` (see `flowspec.wire.messages.FINAL`) that this stage sees, each once."""
         behind = (self.layer_count, FINAL) if self.is_tail else ()
         return tuple(tap for tap in dict.fromkeys(taps) if self.first_layer <= tap < self.end_layer or tap in behind)
+
+    def sampler(self, parameters: SamplingParameters) -> Sampler:
+        """What draws the tokens of one session at the tail."""
+        return Sampler(parameters, self.vocab_size)
 
     @torch.inference_mode()
     def forward(

@@ -7,8 +7,8 @@ from typing import Final
 
 import torch
 
-from flowspec.model.block import LayerBlock
 from flowspec.model.cache import TreeCache
+from flowspec.model.synthetic_block import AnyBlock
 from flowspec.wire.messages import NO_PARENT, DraftTokens
 
 TOKENS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -17,7 +17,7 @@ CONTEXT: Final = 128
 
 
 def measure(
-    block: LayerBlock, *, budget: float = 0.3, tokens: tuple[int, ...] = TOKENS
+    block: AnyBlock, *, budget: float = 0.3, tokens: tuple[int, ...] = TOKENS
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """(numbers of tokens, seconds of a forward): the least of a few runs each, cache bookkeeping included.
 
@@ -44,7 +44,7 @@ def measure(
     return tuple(tokens), seconds
 
 
-def _time(block: LayerBlock, cache: TreeCache, count: int) -> float:
+def _time(block: AnyBlock, cache: TreeCache, count: int) -> float:
     """Seconds for one segment of `count` tokens, all children of the last accepted row."""
     last = cache.last_accepted
     assert last is not None
@@ -63,7 +63,7 @@ def _time(block: LayerBlock, cache: TreeCache, count: int) -> float:
     return seconds
 
 
-def _run(block: LayerBlock, cache: TreeCache, draft: DraftTokens) -> torch.Tensor:
+def _run(block: AnyBlock, cache: TreeCache, draft: DraftTokens) -> torch.Tensor:
     batch = cache.begin(draft)
     count = len(draft)
     if block.is_first:

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from flowspec.errors import ModelError
+from flowspec.topology.topology import SYNTHETIC_MODEL
 
 
 def hub_origin(path: Path) -> tuple[str, str] | None:
@@ -31,6 +32,8 @@ def resolve_model(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if name == SYNTHETIC_MODEL:
+        raise ModelError("the model synthetic has no files: there is nothing of it to read, or to run whole")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
         raise ModelError(
             f"there is no directory {name}", hint='give "demo", a directory in Hugging Face format, or a hub id'

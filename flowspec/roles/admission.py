@@ -9,11 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowspec.errors import LimitExceeded, RequestError, VersionMismatch
+from flowspec.errors import ConfigurationError, LimitExceeded, RequestError, VersionMismatch
 from flowspec.model.sampling import draw_seed
-from flowspec.model.text import encode_prompt, load_tokenizer
-from flowspec.model.weights import Checkpoint
+from flowspec.model.target import Target, tokenizer_of
+from flowspec.model.text import encode_prompt
 from flowspec.roles.request import Admitted
+from flowspec.schedule.options import read_options
 from flowspec.topology import Topology
 from flowspec.wire.messages import PROTOCOL_VERSION, Generate
 from flowspec.wire.parameters import SamplingParameters
@@ -21,16 +22,26 @@ from flowspec.wire.parameters import SamplingParameters
 LIVE_ROWS = 256
 """Rows of a cache beyond prompt and output: live draft tokens, and dead ones that no verdict has reached yet."""
 
+SPARE_ROWS = 128
+"""Those of dead ones, where a policy has more live ones than usual."""
+
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class Admission:
     """Checks requests against one model and one topology."""
 
-    def __init__(self, topology: Topology, checkpoint: Checkpoint, policies: tuple[str, ...]) -> None:
+    def __init__(self, topology: Topology, checkpoint: Target) -> None:
         self._topology = topology
-        self._policies = policies
-        self.tokenizer: Any = load_tokenizer(checkpoint.path)
+        self._policy_options = tuple(
+            (name, str(value).lower() if isinstance(value, bool) else str(value))
+            for name, value in topology.policy_options.items()
+        )
+        try:
+            read_options(topology.policy, self._policy_options)
+        except RequestError as error:
+            raise ConfigurationError(f"policy_options in the topology: {error.message}", hint=error.hint) from None
+        self.tokenizer: Any = tokenizer_of(checkpoint)
         self._vocab_size = checkpoint.vocab_size
         self.eos = frozenset(checkpoint.eos_token_ids)
         self.context_limit = min(checkpoint.context_limit, topology.limits.context or checkpoint.context_limit)
@@ -41,13 +52,14 @@ class Admission:
         if asked.protocol != PROTOCOL_VERSION:
             raise VersionMismatch(f"the client speaks protocol {asked.protocol}, this node {PROTOCOL_VERSION}")
         policy = asked.policy or self._topology.policy
-        if policy not in self._policies:
-            raise RequestError(f"there is no policy {policy!r}", hint=f"policies: {', '.join(self._policies)}")
+        given = self._policy_options if policy == self._topology.policy else ()
+        options = read_options(policy, (*given, *((each.name, each.value) for each in asked.policy_options)))
         if len(asked.stop) > 16 or any(not text for text in asked.stop):
             raise RequestError("stop takes at most 16 strings, none of them empty")
         sampling = self._sampling(asked)
         prompt = self._prompt(asked)
         max_new = self._max_new_tokens(asked, len(prompt))
+        self._check_resume(asked, max_new)
         return Admitted(
             request=asked.request,
             peer=peer,
@@ -57,8 +69,25 @@ class Admission:
             stop=asked.stop,
             eos=frozenset() if asked.ignore_eos else self.eos,
             policy=policy,
-            row_limit=len(prompt) + max_new + LIVE_ROWS,
+            row_limit=len(prompt) + max_new + max(LIVE_ROWS, options.live_tokens + SPARE_ROWS),
+            options=options,
+            trace=asked.trace,
+            resume=asked.resume,
         )
+
+    def _check_resume(self, asked: Generate, max_new_tokens: int) -> None:
+        if not asked.resume:
+            return
+        if asked.seed is None:
+            raise RequestError("a request that resumes needs the seed that it began with")
+        if len(asked.resume) > max_new_tokens:
+            raise LimitExceeded("max_new_tokens", len(asked.resume), max_new_tokens)
+        self._check_vocabulary(asked.resume, "resumed")
+
+    def _check_vocabulary(self, tokens: tuple[int, ...], what: str) -> None:
+        wrong = next((token for token in tokens if not 0 <= token < self._vocab_size), None)
+        if wrong is not None:
+            raise RequestError(f"{what} token id {wrong} is outside the vocabulary of {self._vocab_size}")
 
     def _sampling(self, asked: Generate) -> SamplingParameters:
         chosen = {
@@ -74,9 +103,7 @@ class Admission:
             raise RequestError("a request needs either a prompt or prompt token ids")
         if asked.prompt_token_ids is not None:
             prompt = asked.prompt_token_ids
-            wrong = next((token for token in prompt if not 0 <= token < self._vocab_size), None)
-            if wrong is not None:
-                raise RequestError(f"prompt token id {wrong} is outside the vocabulary of {self._vocab_size}")
+            self._check_vocabulary(prompt, "prompt")
         else:
             assert asked.prompt is not None
             prompt = tuple(encode_prompt(self.tokenizer, asked.prompt, asked.chat))
@@ -115,11 +142,11 @@ class Admission:
         return asked.max_new_tokens
 
 
-def _defaults(topology: Topology, model: Path) -> dict[str, Any]:
+def _defaults(topology: Topology, model: Path | None) -> dict[str, Any]:
     """Sampling values of the topology, or those of the model's generation config where the topology asks for it."""
     defaults = {key: getattr(topology.sampling, key) for key in SAMPLING_KEYS}
-    file = model / "generation_config.json"
-    if topology.sampling.generation_config and file.exists():
+    file = model / "generation_config.json" if model is not None else None
+    if topology.sampling.generation_config and file is not None and file.exists():
         published = json.loads(file.read_text())
         if not published.get("do_sample", False):
             published = {**published, "temperature": 0.0}

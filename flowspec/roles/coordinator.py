@@ -10,25 +10,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowspec.drafting.drafter import Drafter, build_drafter
 from flowspec.errors import PipelineError
-from flowspec.model.hub import resolve_model
-from flowspec.model.weights import Checkpoint
+from flowspec.model.target import Target, open_target
 from flowspec.roles.admission import Admission
 from flowspec.roles.draft_desk import DraftDesk
+from flowspec.roles.examination import Examination, facts_of
 from flowspec.roles.feature_desk import FeatureDesk
+from flowspec.roles.figures import coordinator_figures
 from flowspec.roles.front_desk import FrontDesk
 from flowspec.roles.handshake import Handshake
 from flowspec.roles.introduction import host_identity, use_threads
 from flowspec.roles.pipe_watch import PipeWatch
+from flowspec.roles.recovery import Recovery
+from flowspec.roles.trace_desk import TraceDesk
 from flowspec.runtime.compute import ComputeThread
-from flowspec.runtime.emulation import over_link
+from flowspec.runtime.emulated_link import over_link
+from flowspec.runtime.emulation import EmulatedDevice
+from flowspec.runtime.metrics import Metric
 from flowspec.runtime.node import Node
-from flowspec.schedule.arbiter import POLICIES, Scheduler
+from flowspec.schedule.arbiter import Scheduler
 from flowspec.schedule.events import (
     BreakSession,
     Command,
@@ -37,31 +43,36 @@ from flowspec.schedule.events import (
     FinishSession,
     GrowTree,
     OpenSession,
-    PipeLost,
     PipeMeasured,
+    PipeRestored,
     SegmentReturned,
     SegmentTaken,
     SendSegment,
-    SessionReady,
 )
 from flowspec.topology import Topology
 from flowspec.transport.base import CoordinatorChannels, Sender, Transport
 from flowspec.wire.frames import Envelope
 from flowspec.wire.messages import (
     Cancelled,
+    Census,
+    ClockAnswer,
     Close,
     Credit,
+    Examined,
     Features,
     Heartbeat,
     Hello,
     Leaving,
     Message,
+    NodeFacts,
     Open,
     OpenAcknowledged,
     ProbeSeen,
     Returned,
     Segment,
+    Standby,
     Status,
+    TraceRecords,
     Trouble,
 )
 from flowspec.wire.tensors import ITEM_BYTES
@@ -75,7 +86,10 @@ Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
 
 
-OWN_MESSAGES = (Hello, ProbeSeen, Heartbeat, Leaving, OpenAcknowledged, Credit, Features, Returned, Trouble)
+OWN_MESSAGES = (
+    *(Hello, ProbeSeen, Heartbeat, Leaving, OpenAcknowledged, Credit, Features, Returned, Trouble),
+    *(TraceRecords, ClockAnswer, Examined, Standby),
+)
 """What the coordinator itself hears on the return pipe."""
 
 
@@ -93,7 +107,7 @@ class Coordinator(Node):
         *,
         transport: Transport | None = None,
         progress: Progress | None = None,
-        drafter: Callable[[Topology, Checkpoint], Drafter | None] | None = None,
+        drafter: Callable[[Topology, Target], Drafter | None] | None = None,
     ) -> None:
         super().__init__(
             topology.draft_node.name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain
@@ -120,7 +134,7 @@ class Coordinator(Node):
         self._outgoing.put_nowait(message)
 
     def stage_died(self, name: str, reason: str) -> None:
-        """For whoever saw the process of a stage end: live requests fail with `reason` at once."""
+        """For whoever saw the process of a stage end: its silence need not be waited for."""
         self._watch.died(name, reason)
 
     async def ready(self) -> None:
@@ -155,10 +169,11 @@ class Coordinator(Node):
         channels = self._channels = await transport.open_coordinator(self.topology)
         self._compute = ComputeThread(f"{self.name} drafter")
         await self._compute.run(self._load)
-        self._watch = PipeWatch(self.topology, self.handshake, self.incarnation, channels.hints, self.send_down)
+        first = self.topology.stages[0].name
+        self._hints = over_link(channels.hints, self.topology, self, first, "hints")
+        self._watch = PipeWatch(self.topology, self.handshake, self.incarnation, self._hints, self.send_down)
         self._watch.ready_changed = self._pipe_changed
-        self._watch.lost = self._stage_lost
-        self._watch.in_flight = lambda: self.scheduler.in_flight
+        self._watch.moved_in = self._aim
         self._drafts = DraftDesk(
             self.drafter,
             self._compute,
@@ -166,20 +181,45 @@ class Coordinator(Node):
             vocab_size=self._vocab_size,
             deadline=self.topology.timeouts.progress,
             apply=self.apply,
+            device=EmulatedDevice.drafter(emulated.draft if (emulated := self.topology.draft_node.emulate) else None),
         )
         self._features = FeatureDesk(self._hidden_size, self._drafts.take_features)
         self._drafts.abandon = self._features.abandon
         desk = self._desk = FrontDesk(
             self.admission,
             channels.clients,
-            stages=tuple(stage.name for stage in self.topology.stages),
+            sessions=self.topology.limits.sessions,
+            waiting=self.topology.limits.waiting,
             apply=self.apply,
             check_open=self._check_open,
             begin=self._drafts.open,
             end=self._session_ended,
             status=self._status,
         )
-        pipe = over_link(channels.forward_out, self.topology, self, self.topology.stages[0].name)
+        recovery = self._recovery = Recovery(desk, self.scheduler, self.apply)
+        self._watch.lost, self._watch.given_up = recovery.stage_lost, recovery.pipe_given_up
+        self._watch.outstanding, self._watch.missed = recovery.outstanding, recovery.missed
+        self._traces = TraceDesk(
+            self.name,
+            [stage.name for stage in self.topology.stages],
+            tell=desk.tell,
+            deadline=self.topology.timeouts.close,
+            model=self.topology.draft_node.model,
+            drafter=self._drafts.name,
+        )
+        pipe = over_link(channels.forward_out, self.topology, self, first)
+        self._examination = Examination(
+            self.topology,
+            pipe,
+            facts=self._facts,
+            waits_for=lambda: self.readiness,
+            tell=desk.tell,
+            spawn=self.spawn,
+        )
+        desk.diagnose = self._examination.begin
+        node = self.topology.draft_node
+        if node.metrics_port is not None:
+            await self.serve_metrics(node.metrics_bind, node.metrics_port, self._figures, lambda: self.readiness)
         self.spawn(self._feed_pipe(pipe), "forward pipe")
         self.spawn(self._read_returns(), "return pipe")
         self.spawn(desk.read(), "clients")
@@ -190,11 +230,11 @@ class Coordinator(Node):
     def _load(self) -> None:
         """Tokenizer, drafter and the picture of the model; on the compute thread."""
         use_threads(self.topology.draft_node.threads)
-        checkpoint = Checkpoint(resolve_model(self.topology.draft_node.model))
+        checkpoint = open_target(self.topology, self.topology.draft_node.model)
         self._hidden_size = checkpoint.hidden_size
         self.hidden_bytes = checkpoint.hidden_size * ITEM_BYTES[self.topology.stages[0].dtype]
         """Of one token on its way from stage to stage."""
-        self.admission = Admission(self.topology, checkpoint, tuple(POLICIES))
+        self.admission = Admission(self.topology, checkpoint)
         self._vocab_size = checkpoint.vocab_size
         self._progress("loading the drafter", 0, 0)
         make = self._make_drafter or build_drafter
@@ -209,9 +249,9 @@ class Coordinator(Node):
 
     async def _close(self) -> None:
         if self._desk is not None:
-            for session in list(self._desk.requests):
-                self._desk.fail(session, PipelineError("the coordinator was stopped", node=self.name))
+            self._desk.fail_all(PipelineError("the coordinator was stopped", node=self.name))
             await self._desk.flush()
+            self._traces.close()
         if self._channels is not None:
             if self._desk is not None:
                 with contextlib.suppress(TimeoutError):
@@ -230,14 +270,13 @@ class Coordinator(Node):
             self.apply(
                 PipeMeasured(self.handshake.profile(self._watch.link_seconds(self.hidden_bytes), host_identity()))
             )
+            self.apply(PipeRestored())
         self._progress("ready" if ready else "waiting", 0, 0)
 
-    def _stage_lost(self, name: str, reason: str) -> None:
-        logger.error("%s", reason)
-        assert self._desk is not None
-        for session in list(self._desk.requests):
-            self._desk.fail(session, PipelineError(reason, node=name, session=session))
-        self.apply(PipeLost())
+    def _aim(self, places: tuple[tuple[str, str], ...]) -> None:
+        """Send to where the first stage is now: a spare may stand in for it."""
+        if self._channels is not None:
+            self._channels.aim(self.topology.with_stand_ins(places).forward_address(0))
 
     # ---- carrying out ------------------------------------------------------------------------------------------------
 
@@ -246,8 +285,12 @@ class Coordinator(Node):
 
         Segments go first: the pipe waits for them, and nobody reads as fast as text is written.
         """
-        for command in sorted(self.scheduler.handle(event), key=lambda command: not isinstance(command, SendSegment)):
+        happened = self._traces.happened(event, self.scheduler) if self._traces.live else None
+        commands = self.scheduler.handle(event)
+        for command in sorted(commands, key=lambda command: not isinstance(command, SendSegment)):
             self._carry_out(command)
+        if happened is not None:
+            self._traces.decided(happened, commands, self.scheduler)
 
     def _carry_out(self, command: Command) -> None:
         assert self._desk is not None
@@ -267,8 +310,21 @@ class Coordinator(Node):
             case OpenSession(session, epoch):
                 request = self._desk.requests[session]
                 admitted = request.admitted
+                request.epoch, request.unacknowledged = epoch, {stage.name for stage in self.topology.stages}
                 self._features.open(session, epoch, request.taps, admitted.row_limit)
-                self._outgoing.put_nowait(Open(session, epoch, admitted.row_limit, admitted.sampling, request.taps))
+                self._outgoing.put_nowait(
+                    Open(
+                        session,
+                        epoch,
+                        admitted.row_limit,
+                        admitted.sampling,
+                        request.taps,
+                        admitted.trace,
+                        admitted.options.prunes,
+                    )
+                )
+                if admitted.trace:
+                    self._traces.open(request, epoch, self.handshake.on_other_machines(host_identity()))
 
     async def _feed_pipe(self, pipe: Sender) -> None:
         """Task: send what was decided, in order; the roster is filled in at the last moment."""
@@ -279,14 +335,25 @@ class Coordinator(Node):
             if isinstance(message, Segment):
                 self._watch.moved()
                 message = replace(message, roster=self._features.acknowledge(self.scheduler.roster()))
+                left = time.perf_counter_ns()
                 size = await pipe.send(message)
+                if self._traces.live:
+                    self._traces.sent(message, left, size)
+                    await self._ask_for_time()
                 request = self._desk.requests.get(message.session)
                 if request is not None:
                     request.link_bytes += size
                 continue
             await pipe.send(message)
             if isinstance(message, Close):
-                await self._channels.hints.send(Cancelled(message.session, message.epoch))
+                await self._hints.send(Cancelled(message.session, message.epoch))
+            if self._traces.live:
+                await self._ask_for_time()
+
+    async def _ask_for_time(self) -> None:
+        query = self._traces.clock_query()
+        if query is not None and self._channels is not None:
+            await self._hints.send(query)
 
     # ---- the return pipe ---------------------------------------------------------------------------------------------
 
@@ -311,40 +378,42 @@ class Coordinator(Node):
             case Credit():
                 self.apply(SegmentTaken(message.ticket))
             case OpenAcknowledged():
-                self._acknowledged(message)
+                self._recovery.opened(message)
             case Hello():
                 self._watch.hello(message)
             case ProbeSeen():
                 self._watch.probe_seen(message)
             case Heartbeat():
                 self._watch.heartbeat(message)
+                if message.sessions > len(self.scheduler.sessions) and self._watch.ready:
+                    self.send_down(Census(self.scheduler.roster()))
             case Leaving():
                 self._watch.leaving(message)
-            case Trouble(node, session, _, reason) if session is not None:
-                self._desk.fail(session, PipelineError(reason, node=node, session=session))
+            case Standby():
+                self._watch.standby(message)
+            case TraceRecords():
+                self._traces.hear(message)
+            case Examined():
+                self._examination.hear(message)
+            case ClockAnswer():
+                self._traces.clock_answered(message)
+            case Trouble():
+                self._recovery.session_broken(message)
 
     def _hear_features(self, message: Features, tensors: tuple[Tensor, ...]) -> None:
         assert self._desk is not None
         request = self._desk.requests.get(message.session)
         if request is not None:
-            request.link_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            request.link_bytes += size
+            if self._traces.live:
+                self._traces.hear_features(message, size)
             self._features.hear(message, tensors)
 
     def _session_ended(self, session: str) -> None:
         self._features.close(session)
         self._drafts.close(session)
-
-    def _acknowledged(self, message: OpenAcknowledged) -> None:
-        assert self._desk is not None
-        request = self._desk.requests.get(message.session)
-        if request is None:
-            return
-        if message.refusal:
-            self._desk.fail(message.session, PipelineError(message.refusal, session=message.session))
-            return
-        request.unacknowledged.discard(message.node)
-        if not request.unacknowledged:
-            self.apply(SessionReady(message.session, message.epoch))
+        self._traces.drop(session)
 
     def _returned(self, message: Returned) -> None:
         assert self._desk is not None
@@ -360,24 +429,20 @@ class Coordinator(Node):
 
     # ---- for the front desk ------------------------------------------------------------------------------------------
 
-    def _check_open(self, live: int) -> None:
+    def _check_open(self) -> None:
         """Raise when no request can be taken now, with what to do about it."""
         if self.draining:
             raise PipelineError("the node is stopping and takes no new requests", node=self.name)
-        if not self._watch.ready:
+        if not self._watch.ready and not self._watch.recovering:
             raise PipelineError(f"the pipeline is not ready: it waits for {self.readiness}", node=self.name)
         leaving = self._watch.leaving_stages()
         if leaving:
             raise PipelineError(f"{', '.join(leaving)} is stopping: no new requests", node=self.name)
-        if live >= self.topology.limits.sessions:
-            raise PipelineError(
-                f"all {self.topology.limits.sessions} sessions are in use (limits.sessions)",
-                node=self.name,
-                hint="try again when one has finished, or raise limits.sessions in the topology",
-            )
 
     def _status(self, request: str) -> Status:
         assert self._desk is not None
+        assert self._channels is not None
+        counts = self._desk.counts
         return Status(
             request,
             self._watch.ready,
@@ -387,4 +452,29 @@ class Coordinator(Node):
             len(self._desk.requests),
             self.handshake.status(),
             self.admission.context_limit,
+            len(self._desk.waiting),
+            live=tuple(request.status(time.perf_counter()) for request in self._desk.requests.values()),
+            in_flight=self.scheduler.in_flight,
+            uptime=counts.uptime,
+            tokens=counts.tokens,
+            finished=counts.finished,
+            failed=counts.failed,
+            refused=self._channels.refused,
+            draining=self.draining,
         )
+
+    def _figures(self) -> list[Metric]:
+        assert self._desk is not None
+        assert self._channels is not None
+        return coordinator_figures(
+            ready=self._watch.ready,
+            counts=self._desk.counts,
+            sessions=len(self._desk.requests),
+            waiting=len(self._desk.waiting),
+            in_flight=self.scheduler.in_flight,
+            nodes=self.handshake.status(),
+            channels=self._channels,
+        )
+
+    def _facts(self) -> NodeFacts:
+        return facts_of(self.topology, self.name, self.handshake.fingerprint, self.handshake.tokenizer)

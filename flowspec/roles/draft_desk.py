@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from flowspec.drafting.drafter import Children, Drafter
 from flowspec.roles.request import Admitted
 from flowspec.runtime.compute import ComputeThread
-from flowspec.schedule.arbiter import DRAFTLESS
+from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.schedule.events import DrafterLost, Event, FeaturesArrived, GrowTree, TreeGrown
+from flowspec.schedule.policies import DRAFTLESS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,8 +40,11 @@ class DraftDesk:
         vocab_size: int,
         deadline: float,
         apply: Callable[[Event], None],
+        device: EmulatedDevice | None = None,
     ) -> None:
+        """`device` is what the drafter is to be as slow as."""
         self.drafter = drafter
+        self._device = device or EmulatedDevice()
         self._compute = compute
         self._width = width
         self._vocab_size = vocab_size
@@ -80,7 +84,11 @@ class DraftDesk:
         """One step; its answer comes as `TreeGrown`, or as `DrafterLost`."""
         assert self.drafter is not None
         asked = time.perf_counter()
-        step = self._compute.run(self.drafter.grow, command, self._width)
+        width = command.width or self._width
+        if self._device.emulates:
+            step = self._compute.run(self._grow_slowly, command, width, asked)
+        else:
+            step = self._compute.run(self.drafter.grow, command, width)
         alarm = asyncio.get_running_loop().call_later(self._deadline, self._give_up, command, step)
 
         def answered(future: asyncio.Future[Children]) -> None:
@@ -94,6 +102,14 @@ class DraftDesk:
             self._apply(TreeGrown(command.session, command.epoch, children, time.perf_counter() - asked))
 
         step.add_done_callback(answered)
+
+    def _grow_slowly(self, command: GrowTree, width: int, asked: float) -> Children:
+        """On the drafter's thread: a step, and the rest of its emulated time."""
+        assert self.drafter is not None
+        began = self._device.begin_at(asked)
+        children = self.drafter.grow(command, width)
+        self._device.hold(began, len(command.expand))
+        return children
 
     def _known(self, children: Children) -> Children:
         """Without guesses of tokens that the model does not have: stage 1 could not look them up."""

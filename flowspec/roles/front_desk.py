@@ -1,4 +1,4 @@
-"""Serves clients: takes requests, streams what is final, tells how it ended.
+"""Serves clients: takes requests, lets them wait their turn, streams what is final, tells how it ended.
 
 It knows requests, sessions and text. What runs in the pipe it only hears of through the scheduler's commands, and what
 it wants it says as events (`apply`).
@@ -11,14 +11,17 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
-from flowspec.errors import FlowspecError
+from flowspec.errors import FlowspecError, Overloaded
 from flowspec.model.text import TextStream
 from flowspec.roles.admission import Admission
+from flowspec.roles.counts import Counts
 from flowspec.roles.request import Admitted, Request
+from flowspec.roles.waiting_room import Waiting, WaitingRoom
 from flowspec.schedule.events import EmitTokens, Event, FinishSession, SessionRequested, SessionStopped
 from flowspec.transport.base import ClientRouter
-from flowspec.wire.messages import Cancel, Failed, Generate, Message, Started, Status, StatusQuery
+from flowspec.wire.messages import Cancel, Diagnose, Failed, Generate, Message, Started, Status, StatusQuery
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +29,9 @@ logger = logging.getLogger(__name__)
 class FrontDesk:
     """All requests of one coordinator.
 
-    `check_open(live)` raises when no request can be taken now; `begin(admitted, session)` prepares the drafter
-    and returns the taps that it reads, None when there is no drafter for this session;
+    At most `sessions` are served at a time, `waiting` more wait their turn. `check_open()` raises when no request can
+    be taken now; `begin(admitted, session)` prepares the drafter and returns the taps that it reads, None when there is
+    no drafter for this session;
     `end(session)` is told of every session that ends, however it ends.
     """
 
@@ -36,9 +40,10 @@ class FrontDesk:
         admission: Admission,
         clients: ClientRouter,
         *,
-        stages: tuple[str, ...],
+        sessions: int,
+        waiting: int,
         apply: Callable[[Event], None],
-        check_open: Callable[[int], None],
+        check_open: Callable[[], None],
         begin: Callable[[Admitted, str], tuple[int, ...] | None],
         end: Callable[[str], None],
         status: Callable[[str], Status],
@@ -47,13 +52,17 @@ class FrontDesk:
         self.requests: dict[str, Request] = {}
         self.idle = asyncio.Event()
         self.idle.set()
+        self.waiting = WaitingRoom(waiting, sessions)
         self._clients = clients
-        self._stages = stages
+        self._sessions = sessions
         self._apply = apply
         self._check_open = check_open
         self._begin = begin
         self._end = end
         self._status = status
+        self.counts = Counts()
+        self.diagnose: Callable[[bytes, Diagnose], None] = lambda peer, message: None
+        """Called for every `Diagnose`; set by the owner."""
         self._session_of: dict[tuple[bytes, str], str] = {}
         self._outbox: asyncio.Queue[tuple[bytes, Message]] = asyncio.Queue()
 
@@ -65,20 +74,25 @@ class FrontDesk:
             if isinstance(message, Generate):
                 self._on_generate(peer, message)
             elif isinstance(message, Cancel):
-                session = self._session_of.get((peer, message.request))
-                if session is not None:
-                    self._apply(SessionStopped(session, "cancelled"))
+                self._cancel(peer, message.request)
             elif isinstance(message, StatusQuery):
-                self._outbox.put_nowait((peer, self._status(message.request)))
+                self.tell(peer, replace(self._status(message.request), requests=self._requests_of(peer)))
+            elif isinstance(message, Diagnose):
+                self.diagnose(peer, message)
 
     async def write(self) -> None:
         """Task: send what is due; a client that is gone or does not keep up loses its requests, nobody else does."""
         while True:
             peer, message = await self._outbox.get()
             if not await self._clients.send(peer, message):
+                self.waiting.leave(peer)
                 for session in [name for name, request in self.requests.items() if request.admitted.peer == peer]:
                     logger.warning("session %s: the client is gone or does not keep up", session)
                     self._apply(SessionStopped(session, "cancelled"))
+
+    def tell(self, peer: bytes, message: Message) -> None:
+        """Send `message` to a client, behind what is due already."""
+        self._outbox.put_nowait((peer, message))
 
     async def flush(self) -> None:
         """Send what is still in the outbox, without the task."""
@@ -88,22 +102,51 @@ class FrontDesk:
 
     def _on_generate(self, peer: bytes, message: Generate) -> None:
         asked = time.perf_counter()
-        session = secrets.token_hex(6)
         try:
-            self._check_open(len(self.requests))
-            admitted = self.admission.admit(message, peer)
-            taps = self._begin(admitted, session)
+            self._check_open()
+            waiting = Waiting(self.admission.admit(message, peer), asked)
+            if len(self.requests) < self._sessions and not self.waiting:
+                self._start(waiting)
+                return
+            if self.waiting.full:
+                raise Overloaded(
+                    f"{self._sessions} requests run (limits.sessions) and {len(self.waiting)} wait (limits.waiting)",
+                    retry_after=self.waiting.retry_after,
+                    hint=f"ask again in {self.waiting.retry_after:g} s, or raise these limits in the topology",
+                )
         except FlowspecError as error:
-            self._outbox.put_nowait((peer, Failed(message.request, type(error).__name__, str(error))))
+            self.counts.failed += 1
+            self.tell(peer, failed(message.request, error))
             return
-        text = TextStream(self.admission.tokenizer, admitted.stop, self.admission.eos, admitted.prompt)
-        self.requests[session] = Request(
-            admitted, session, text, asked, taps=taps or (), unacknowledged=set(self._stages)
-        )
-        self._session_of[peer, admitted.request] = session
+        self.waiting.enter(waiting)
         self.idle.clear()
-        started = Started(message.request, session, admitted.prompt, admitted.sampling, admitted.policy)
-        self._outbox.put_nowait((peer, started))
+
+    def _call_next(self) -> None:
+        """Let those begin who waited, as far as there is room now."""
+        while self.waiting and len(self.requests) < self._sessions:
+            waiting = self.waiting.next()
+            try:
+                self._start(waiting)
+            except FlowspecError as error:
+                self.counts.failed += 1
+                self.tell(waiting.admitted.peer, failed(waiting.admitted.request, error))
+        if not self.requests and not self.waiting:
+            self.idle.set()
+
+    def _start(self, waiting: Waiting) -> None:
+        admitted, session = waiting.admitted, secrets.token_hex(6)
+        text = TextStream(self.admission.tokenizer, admitted.stop, self.admission.eos, admitted.prompt)
+        request = Request(admitted, session, text, waiting.asked)
+        over = request.over
+        taps = None if over else self._begin(admitted, session)
+        self._tell(request, Started(admitted.request, session, admitted.prompt, admitted.sampling, admitted.policy))
+        if over is not None:
+            self._tell_end(request, FinishSession(session, 0, over, 0, 0, 0, 0, 0))
+            return
+        request.taps = taps or ()
+        self.requests[session] = request
+        self._session_of[admitted.peer, admitted.request] = session
+        self.idle.clear()
         self._apply(
             SessionRequested(
                 session,
@@ -113,6 +156,8 @@ class FrontDesk:
                 admitted.eos,
                 drafter=taps is not None,
                 features=bool(taps),
+                options=admitted.options,
+                resume=admitted.resume,
             )
         )
 
@@ -122,6 +167,7 @@ class FrontDesk:
             return
         chunk = request.push(command.tokens, command.drafted, time.perf_counter())
         if chunk is not None:
+            self.counts.tokens += len(chunk.token_ids)
             self._tell(request, chunk)
         if request.stopped:
             self._apply(SessionStopped(command.session, "stop"))
@@ -129,16 +175,46 @@ class FrontDesk:
     def finish(self, command: FinishSession) -> None:
         request = self._forget(command.session)
         if request is not None:
-            rest = request.rest()
-            if rest is not None:
-                self._tell(request, rest)
-            self._tell(request, request.finished(command))
+            self._tell_end(request, command)
+
+    def _tell_end(self, request: Request, end: FinishSession) -> None:
+        rest = request.rest()
+        if rest is not None:
+            self._tell(request, rest)
+        self.counts.finished += 1
+        self.counts.drafted += end.drafted
+        self.counts.accepted += request.drafted_tokens
+        self.counts.verdicts += end.verdicts
+        self._tell(request, request.finished(end))
+
+    def _cancel(self, peer: bytes, name: str) -> None:
+        session = self._session_of.get((peer, name))
+        if session is not None:
+            self._apply(SessionStopped(session, "cancelled"))
+        for waiting in self.waiting.leave(peer, name):
+            text = TextStream(self.admission.tokenizer)
+            end = FinishSession("", 0, "cancelled", 0, 0, 0, 0, 0)
+            self.tell(peer, Request(waiting.admitted, "", text, waiting.asked).finished(end))
+
+    def _requests_of(self, peer: bytes) -> tuple[str, ...]:
+        """Those of a client that run or wait."""
+        live = [name for owner, name in self._session_of if owner == peer]
+        return (*live, *(each.admitted.request for each in self.waiting if each.admitted.peer == peer))
+
+    def fail_all(self, error: FlowspecError) -> None:
+        """End everything that runs or waits with an error."""
+        for waiting in self.waiting.empty():
+            self.counts.failed += 1
+            self.tell(waiting.admitted.peer, failed(waiting.admitted.request, error))
+        for session in list(self.requests):
+            self.fail(session, error)
 
     def fail(self, session: str, error: FlowspecError) -> None:
         """End a session with an error, which its client hears."""
         request = self._forget(session)
         if request is not None:
-            self._tell(request, Failed(request.admitted.request, type(error).__name__, str(error)))
+            self.counts.failed += 1
+            self._tell(request, failed(request.admitted.request, error))
             self._apply(SessionStopped(session, "failed"))
 
     def _tell(self, request: Request, message: Message) -> None:
@@ -149,6 +225,12 @@ class FrontDesk:
         if request is not None:
             self._session_of.pop((request.admitted.peer, request.admitted.request), None)
             self._end(session)
-            if not self.requests:
-                self.idle.set()
+            self.waiting.lasted(time.perf_counter() - request.asked)
+            # Not at once: whoever ends a session has more to say about it before the next one begins.
+            asyncio.get_running_loop().call_soon(self._call_next)
         return request
+
+
+def failed(request: str, error: FlowspecError) -> Failed:
+    """An error as a client hears it."""
+    return Failed(request, type(error).__name__, str(error), error.retry_after)

@@ -55,10 +55,12 @@ class Handshake:
             for name in names
         }
         self.refused: dict[str, str] = {}
+        self._reserved: dict[str, str] = {}
+        """Places for which only one incarnation is welcome: that of a spare."""
         self._names = names
         self._coordinator = coordinator
-        self._fingerprint = fingerprint
-        self._tokenizer = tokenizer
+        self.fingerprint = fingerprint
+        self.tokenizer = tokenizer
         self._layers = layers
 
     @property
@@ -82,6 +84,8 @@ class Handshake:
         and keeps the place, and the newcomer is refused.
         """
         peer = self.peers.get(message.node)
+        if self._reserved.get(message.node, message.incarnation) != message.incarnation:
+            return None
         reason = self._objection(message)
         if reason is not None:
             self.refused[message.incarnation] = reason
@@ -97,11 +101,20 @@ class Handshake:
         replaced = peer.hello is not None and not peer.lost
         if replaced and now - max(peer.challengers.setdefault(message.incarnation, now), peer.last_heard) < patience:
             return None
+        if replaced:
+            self.lose(peer)
         peer.hello, peer.seen, peer.last_heard = message, set(), now
         peer.lost = peer.leaving = False
         peer.heartbeat = None
         peer.challengers.clear()
         return peer if replaced else None
+
+    def reserve(self, name: str, incarnation: str | None) -> None:
+        """From now on nobody but `incarnation` (None: whoever comes) may have the place of a stage; others wait."""
+        if incarnation is None:
+            self._reserved.pop(name, None)
+        else:
+            self._reserved[name] = incarnation
 
     def probe_seen(self, message: ProbeSeen, now: float) -> None:
         peer = self._known(message.node, message.incarnation)
@@ -128,9 +141,25 @@ class Handshake:
             if peer.hello is not None and not peer.lost and now - peer.last_heard > deadline
         ]
         for peer in lost:
-            peer.lost = True
-            peer.seen = set()
+            self.lose(peer)
         return lost
+
+    def heard_last(self, now: float) -> float:
+        """When the stage that has been silent for longest was heard; `now` without any."""
+        return min((peer.last_heard for peer in self.peers.values() if peer.hello and not peer.lost), default=now)
+
+    def excuse(self, seconds: float) -> None:
+        """For so long nobody could have been heard here."""
+        for peer in self.peers.values():
+            peer.last_heard += seconds
+
+    def lose(self, peer: Peer) -> None:
+        """Its caches are gone. When it was the tail, nobody is known to hear the next one's verdicts."""
+        peer.lost = True
+        peer.seen = set()
+        if peer.name == self._names[-1]:
+            for other in self.peers.values():
+                other.seen.discard("verdicts")
 
     def missing(self) -> str:
         """What the pipe still waits for, for people."""
@@ -165,6 +194,10 @@ class Handshake:
             drafter_shares=host in machines,
         )
 
+    def on_other_machines(self, host: str) -> tuple[str, ...]:
+        """Stages whose machine, and so whose clock, is not that of `host`."""
+        return tuple(peer.name for peer in self.peers.values() if peer.hello is not None and peer.hello.host != host)
+
     def _known(self, name: str, incarnation: str) -> Peer | None:
         peer = self.peers.get(name)
         if peer is None or peer.hello is None or peer.hello.incarnation != incarnation or peer.lost:
@@ -179,10 +212,10 @@ class Handshake:
         peer = self.peers.get(hello.node)
         if peer is None:
             return f"{hello.node} is not a stage of the topology of {self._coordinator}"
-        if hello.fingerprint != self._fingerprint:
-            return f"{pair} hold different models: {hello.fingerprint[:12]} and {self._fingerprint[:12]}"
-        if hello.tokenizer != self._tokenizer:
-            return f"{pair} hold different tokenizers: {hello.tokenizer[:12]} and {self._tokenizer[:12]}"
+        if hello.fingerprint != self.fingerprint:
+            return f"{pair} hold different models: {hello.fingerprint[:12]} and {self.fingerprint[:12]}"
+        if hello.tokenizer != self.tokenizer:
+            return f"{pair} hold different tokenizers: {hello.tokenizer[:12]} and {self.tokenizer[:12]}"
         challenged = peer.challengers.get(hello.incarnation)
         if peer.hello is not None and not peer.lost and challenged is not None and peer.last_heard > challenged:
             place = "on the same machine" if peer.hello.host == hello.host else "on another machine"
@@ -228,4 +261,7 @@ def _status(peer: Peer) -> NodeStatus:
         heartbeat.segments if heartbeat else 0,
         heartbeat.busy_seconds if heartbeat else 0.0,
         heartbeat.rows if heartbeat else 0,
+        heartbeat.sessions if heartbeat else 0,
+        heartbeat.queued if heartbeat else 0,
+        heartbeat.refused if heartbeat else 0,
     )

@@ -13,9 +13,10 @@ import torch
 
 from flowspec.model.block import LayerBlock
 from flowspec.model.curve import measure
-from flowspec.model.hub import resolve_model
-from flowspec.model.weights import Checkpoint
-from flowspec.roles.stage_session import StageTime
+from flowspec.model.synthetic_block import AnyBlock, SyntheticBlock
+from flowspec.model.target import Target, open_target
+from flowspec.runtime.emulation import EmulatedDevice
+from flowspec.synthetic.model import SyntheticModel
 from flowspec.topology import Topology
 from flowspec.wire.messages import PROTOCOL_VERSION, Hello, TimeCurve
 
@@ -24,11 +25,11 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True, slots=True)
 class Introduction:
-    block: LayerBlock
+    block: AnyBlock
     hello: Hello
 
 
-def layer_range(topology: Topology, name: str, checkpoint: Checkpoint) -> tuple[int, int]:
+def layer_range(topology: Topology, name: str, checkpoint: Target) -> tuple[int, int]:
     """The layers [first, end) of a stage: those of the topology, or its even share by parameters."""
     if topology.stages[0].layers == "auto":
         ranges = checkpoint.split_layers(len(topology.stages))
@@ -55,20 +56,24 @@ def load_stage(
     """Load the layers of stage `name` and measure them. Runs on the compute thread of the node."""
     node = topology.node(name)
     use_threads(node.threads)
-    checkpoint = Checkpoint(resolve_model(node.model))
+    checkpoint = open_target(topology, node.model)
     first, end = layer_range(topology, name, checkpoint)
-    block = LayerBlock.load(
-        checkpoint.path,
-        first,
-        end,
-        dtype=node.dtype,
-        device=node.device,
-        progress=lambda done, total: progress("loading", done, total),
-    )
-    progress("measuring", 0, 0)
-    tokens, seconds = measure(block)
-    stage_time = StageTime.emulated(node.emulate)
-    emulated = tuple(max(time, stage_time.of(count)) for count, time in zip(tokens, seconds, strict=True))
+    if isinstance(checkpoint, SyntheticModel):
+        block: AnyBlock = SyntheticBlock(checkpoint, first, end)
+        tokens, seconds = measure(block, budget=0.0)
+    else:
+        block = LayerBlock.load(
+            checkpoint.path,
+            first,
+            end,
+            dtype=node.dtype,
+            device=node.device,
+            progress=lambda done, total: progress("loading", done, total),
+        )
+        progress("measuring", 0, 0)
+        tokens, seconds = measure(block)
+    device = EmulatedDevice.stage(node.emulate)
+    emulated = tuple(max(time, device.of(count)) for count, time in zip(tokens, seconds, strict=True))
     hello = Hello(
         protocol=PROTOCOL_VERSION,
         node=name,

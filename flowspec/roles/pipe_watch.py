@@ -1,6 +1,7 @@
 """Watches over the stages: beacons and probes until every channel is proven, heartbeats after that.
 
-It drives a `Handshake` with a clock and sockets, and tells its owner when the pipe becomes ready, or loses a stage.
+It drives a `Handshake` with a clock and sockets, and tells its owner when the pipe becomes ready, loses a stage, loses
+a message, or is given up because a lost stage does not come back.
 """
 
 from __future__ import annotations
@@ -12,14 +13,33 @@ from collections.abc import Callable
 
 from flowspec.errors import PeerTimeout
 from flowspec.roles.handshake import Handshake
+from flowspec.roles.soundings import Outstanding, Soundings
+from flowspec.roles.stand_ins import StandIns
 from flowspec.topology import Topology
 from flowspec.transport.base import Receiver, Sender
-from flowspec.wire.messages import Beacon, Heartbeat, Hello, Leaving, Message, Probe, ProbeSeen, Shutdown, Stopped
+from flowspec.wire.messages import (
+    Beacon,
+    Heartbeat,
+    Hello,
+    Leaving,
+    Message,
+    Probe,
+    ProbeSeen,
+    Shutdown,
+    Standby,
+    Stopped,
+)
 
 logger = logging.getLogger(__name__)
 
 PROBE_INTERVAL = 0.1
 """Seconds between two beacons and probes while the pipe is not ready."""
+
+LEAST_INTERVAL = 0.01
+"""Seconds between two looks at the clock, at least."""
+
+EXCUSED_SECONDS = 0.2
+"""A wait that ends so much later than it should means that this process was held up."""
 
 MEASURED_PROBES = 8
 """Probes through the whole pipe before it counts as ready; the fastest one tells what the links take."""
@@ -32,7 +52,7 @@ TYPICAL_TOKENS = 16
 
 
 class PipeWatch:
-    """`ready_changed(ready)`, `lost(node, reason)` and `in_flight()` are set by the owner and called from the loop."""
+    """The callables among its attributes are set by the owner, and called from the loop."""
 
     def __init__(
         self,
@@ -45,8 +65,26 @@ class PipeWatch:
         self.ready = False
         self.ready_changed: Callable[[bool], None] = lambda ready: None
         self.lost: Callable[[str, str], None] = lambda stage, reason: None
-        self.in_flight: Callable[[], int] = lambda: 0
-        """Segments that have not come back."""
+        self.given_up: Callable[[str, str], None] = lambda stage, reason: None
+        """Told once, of the stage that was lost first and is not back after `timeouts.recovery`."""
+        self.outstanding: Callable[[], Outstanding | None] = lambda: None
+        """What was sent and has not come back; None when there is nothing."""
+        self.missed: Callable[[Outstanding], None] = lambda outstanding: None
+        """Told that whatever of this has not come back by now was lost on its way."""
+        self.moved_in: Callable[[tuple[tuple[str, str], ...]], None] = lambda places: None
+        """Told which spares stand in for which stages, when that changes."""
+        self._stand_ins = StandIns(
+            [spare.name for spare in topology.spares],
+            patience=topology.timeouts.spare,
+            deadline=topology.timeouts.heartbeat_deadline,
+        )
+        for stage in handshake.peers:
+            # One that never comes is replaced too; to load takes longer than to come back.
+            self._stand_ins.lost(stage, time.monotonic() + topology.timeouts.ready / 2)
+        self._soundings = Soundings(list(handshake.peers))
+        self._sounded_at = 0.0
+        self._lost_at: float | None = None
+        self._cause = ("", "")
         self._moved_at = time.monotonic()
         self._topology = topology
         self._handshake = handshake
@@ -61,24 +99,68 @@ class PipeWatch:
 
     async def run(self) -> None:
         """Task: send beacons and probes, notice silence."""
+        asleep_until = time.monotonic()
         while True:
+            # A process that was stopped has heard nobody meanwhile, which says nothing about the others.
+            self._excuse(time.monotonic() - asleep_until - EXCUSED_SECONDS)
             await self._hints.send(
-                Beacon(self._incarnation, self._handshake.welcomed, tuple(self._handshake.refused.items()))
+                Beacon(
+                    self._incarnation,
+                    self._handshake.welcomed,
+                    tuple(self._handshake.refused.items()),
+                    self._stand_ins.places,
+                )
             )
             if not self.ready and self._handshake.introduced:
                 self._probe()
+            if self.ready:
+                self._sound(time.monotonic())
             for peer in self._handshake.silent(time.monotonic(), self._topology.timeouts.heartbeat_deadline):
                 self._stage_lost(
                     peer.name, f"no heartbeat from {peer.name} for {self._topology.timeouts.heartbeat_deadline:g} s"
                 )
             self._notice_stall(time.monotonic())
-            interval = self._topology.timeouts.heartbeat_interval if self.ready else PROBE_INTERVAL
+            if self._topology.spares:
+                self._fill_places(time.monotonic())
+            self._notice_end(time.monotonic())
+            interval = self._interval(time.monotonic())
+            asleep_until = time.monotonic() + interval
             try:
                 async with asyncio.timeout(interval):
                     await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()
+
+    def _excuse(self, seconds: float) -> None:
+        if seconds > 0.0:
+            self._handshake.excuse(seconds)
+            self._stand_ins.excuse(seconds)
+
+    def _fill_places(self, now: float) -> None:
+        """Let spares stand in for stages that do not come back, and for spares that do not either."""
+        for peer in self._handshake.peers.values():
+            if peer.hello is not None and not peer.lost:
+                self._stand_ins.found(peer.name)
+        for stage in self._stand_ins.failed(now):
+            self._lose(stage, f"the spare in the place of {stage} was lost")
+        for stage in self._stand_ins.due(now):
+            logger.warning("%s stands in for %s", dict(self._stand_ins.places)[stage], stage)
+            self._places_changed(stage)
+
+    def _places_changed(self, stage: str) -> None:
+        self._handshake.reserve(stage, self._stand_ins.expected(stage))
+        self.moved_in(self._stand_ins.places)
+        self._wake.set()
+
+    def standby(self, message: Standby) -> None:
+        self._stand_ins.standby(message.node, message.incarnation, time.monotonic())
+
+    def _interval(self, now: float) -> float:
+        """Seconds until there is something to send, or somebody has been silent for too long."""
+        timeouts = self._topology.timeouts
+        regular = timeouts.heartbeat_interval if self.ready else PROBE_INTERVAL
+        return min(regular, max(LEAST_INTERVAL, self._handshake.heard_last(now) + timeouts.heartbeat_deadline - now))
 
     async def wait_ready(self) -> None:
         """Wait until the pipe is ready; `PeerTimeout` names who is missing after the topology's `timeouts.ready`."""
@@ -103,7 +185,9 @@ class PipeWatch:
         for sender, receiver in zip(names, [*names[1:], names[0]], strict=True):
             link = self._topology.link_emulation(sender, receiver)
             carries_hidden = sender != names[0] and receiver != names[0]
-            busy = TYPICAL_TOKENS * token_bytes / link.rate if link and link.rate and carries_hidden else 0.0
+            busy = 0.0
+            if link is not None and link.rate is not None and carries_hidden:
+                busy = TYPICAL_TOKENS * (link.bytes_per_token or token_bytes) / link.rate
             times.append(measured + busy)
         return tuple(times)
 
@@ -111,11 +195,34 @@ class PipeWatch:
         """A segment was sent or came back."""
         self._moved_at = time.monotonic()
 
+    @property
+    def recovering(self) -> bool:
+        """A stage was lost, and there is hope for it."""
+        return self._lost_at is not None
+
+    def _sound(self, now: float) -> None:
+        """Send a probe after what is under way: what has not come when it comes was lost."""
+        outstanding = self.outstanding()
+        if outstanding is not None and now - self._sounded_at >= self._topology.timeouts.heartbeat_interval:
+            self._sounded_at = now
+            self._nonce += 1
+            self._soundings.sent(self._nonce, outstanding)
+            self._send_down(Probe("forward", self._nonce))
+
     def _notice_stall(self, now: float) -> None:
         seconds = self._topology.timeouts.progress
-        if self.ready and self.in_flight() and now - self._moved_at > seconds:
+        if self.ready and self.outstanding() is not None and now - self._moved_at > seconds:
             self._moved_at = now
-            self.lost(self._topology.draft_node.name, f"segments in flight have not moved for {seconds:g} s")
+            name = self._soundings.silent_stage()
+            self.died(name, f"what is in flight has not moved for {seconds:g} s, and {name} answers no probe")
+
+    def _notice_end(self, now: float) -> None:
+        seconds = self._topology.timeouts.recovery
+        if self._lost_at is not None and now - self._lost_at > seconds:
+            self._lost_at = None
+            stage, reason = self._cause
+            waited = f"; the pipe did not recover within {seconds:g} s, it waits for {self._handshake.missing()}"
+            self.given_up(stage, reason + waited)
 
     def hello(self, message: Hello) -> None:
         known = message.incarnation in self._handshake.refused
@@ -129,6 +236,10 @@ class PipeWatch:
 
     def probe_seen(self, message: ProbeSeen) -> None:
         self._handshake.probe_seen(message, time.monotonic())
+        if message.channel == "forward" and self.ready:
+            missed = self._soundings.answered(message.nonce, message.node)
+            if missed is not None:
+                self.missed(missed)
         sent = self._probes.pop(message.nonce, None) if self._from_tail(message) else None
         if sent is not None:
             self._round_trips.append(time.perf_counter() - sent)
@@ -136,6 +247,8 @@ class PipeWatch:
                 self._probe()
         if not self.ready and self._handshake.ready and len(self._round_trips) >= MEASURED_PROBES:
             self.ready = True
+            self._lost_at = None
+            self._moved_at = time.monotonic()
             self._became_ready.set()
             self.ready_changed(True)
 
@@ -146,11 +259,21 @@ class PipeWatch:
         self._handshake.leaving(message.node, message.incarnation)
 
     def died(self, name: str, reason: str) -> None:
-        """Somebody saw a stage end: its silence need not be waited for."""
+        """Somebody saw a stage, or a spare, end: its silence need not be waited for."""
+        name = self._stand_ins.stage_of(name) or name
+        if name in self._handshake.peers:
+            self._lose(name, reason)
+
+    def _lose(self, name: str, reason: str) -> None:
         peer = self._handshake.peers[name]
         if peer.hello is not None and not peer.lost:
-            peer.lost, peer.seen = True, set()
+            self._handshake.lose(peer)
             self._stage_lost(name, reason)
+            self._wake.set()
+        elif self._stand_ins.expected(name) is not None:
+            # A spare that was about to stand in is gone before it had said hello.
+            self._stand_ins.lost(name, time.monotonic())
+            self._places_changed(name)
 
     def leaving_stages(self) -> list[str]:
         return [peer.name for peer in self._handshake.peers.values() if peer.leaving]
@@ -176,9 +299,18 @@ class PipeWatch:
         return message.channel == "forward" and message.node == self._topology.stages[-1].name
 
     def _stage_lost(self, stage: str, reason: str) -> None:
+        # What was sent before went through another pipe: its answers prove nothing of this one.
         self._round_trips.clear()
+        self._probes.clear()
+        self._soundings.clear()
+        stood_in = self._stand_ins.expected(stage) is not None
+        self._stand_ins.lost(stage, time.monotonic())
+        if stood_in:
+            self._places_changed(stage)
         if self.ready:
             self.ready = False
+            self._lost_at = time.monotonic()
+            self._cause = (stage, reason)
             self._became_ready.clear()
             self.ready_changed(False)
         self.lost(stage, reason)

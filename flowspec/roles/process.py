@@ -22,7 +22,10 @@ import torch
 
 from flowspec.errors import FlowspecError, PeerTimeout, PipelineError
 from flowspec.roles.coordinator import Coordinator
+from flowspec.roles.spare import SpareNode
 from flowspec.roles.stage import StageNode
+from flowspec.runtime.limits import allow_many_connections
+from flowspec.runtime.logs import configure_announced
 from flowspec.runtime.loop import run
 from flowspec.topology import Topology
 
@@ -38,15 +41,18 @@ INTERRUPTED = 130
 """Exit code of a node that was stopped before it had started, as shells have it."""
 
 
+AnyNode = StageNode | SpareNode | Coordinator
+
+
 class Brakes:
     """Drain at the first pull, stop at the second; before the node has started, break the start off."""
 
     def __init__(self, task: asyncio.Task[Any]) -> None:
         self._task = task
-        self._node: StageNode | Coordinator | None = None
+        self._node: AnyNode | None = None
         self._pulls = 0
 
-    def attach(self, node: StageNode | Coordinator) -> None:
+    def attach(self, node: AnyNode) -> None:
         self._node = node
 
     def pull(self) -> None:
@@ -166,9 +172,11 @@ async def _until_ready(coordinator: Coordinator, *, patient: bool) -> None:
         await asyncio.gather(ready, ended, return_exceptions=True)
 
 
-def _node(topology: Topology, name: str, progress: Report) -> StageNode | Coordinator:
+def _node(topology: Topology, name: str, progress: Report) -> AnyNode:
     if name == topology.draft_node.name:
         return Coordinator(topology, progress=progress)
+    if topology.spare(name) is not None:
+        return SpareNode(topology, name, progress=progress)
     return StageNode(topology, name, progress=progress)
 
 
@@ -180,6 +188,7 @@ def use_threads(topology: Topology, name: str) -> None:
 def run_alone(topology: Topology, name: str, report: Report) -> None:
     """Be a node in this process, for `flowspec node` and the programs in `nodes/`; raises what makes it fail."""
     use_threads(topology, name)
+    allow_many_connections()
     with contextlib.suppress(asyncio.CancelledError):
         run(serve(topology, name, report))
 
@@ -189,6 +198,8 @@ def run_under_parent(topology: Topology, name: str, connection: Connection, debu
     # Ctrl-C reaches a whole terminal; what it means is up to the parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     line = ParentLine(connection)
+    configure_announced(name)
+    allow_many_connections()
     code = 0
     try:
         use_threads(topology, name)

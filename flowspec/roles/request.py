@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 from flowspec.model.text import TextStream
 from flowspec.schedule.events import FinishSession
-from flowspec.wire.messages import Chunk, Finished, GenerationStats
+from flowspec.schedule.options import PolicyOptions
+from flowspec.wire.messages import Chunk, Finished, GenerationStats, SessionStatus
 from flowspec.wire.parameters import SamplingParameters
 
 
@@ -24,6 +25,11 @@ class Admitted:
     """Tokens that end the session; empty when EOS is ignored."""
     policy: str
     row_limit: int
+    options: PolicyOptions
+    """Of the policy."""
+    trace: bool = False
+    resume: tuple[int, ...] = ()
+    """Tokens of the output that the client has already."""
 
 
 @dataclass(slots=True)
@@ -41,8 +47,25 @@ class Request:
     link_bytes: int = 0
     taps: tuple[int, ...] = ()
     """Hidden states of accepted tokens that its drafter reads."""
+    epoch: int = 0
+    """In which its session was opened last."""
     unacknowledged: set[str] = field(default_factory=set)
-    """Stages that have not acknowledged the session yet."""
+    """Stages that have not acknowledged that yet."""
+
+    def __post_init__(self) -> None:
+        """What the client has had is part of the text, and not sent again."""
+        self.text.push(self.admitted.resume)
+        self.tokens = self.text.tokens
+
+    @property
+    def over(self) -> str | None:
+        """Why the output is complete with what the client has already; None when more may come."""
+        had = self.admitted.resume
+        if had and had[-1] in self.admitted.eos:
+            return "eos"
+        if self.stopped:
+            return "stop"
+        return "length" if len(had) >= self.admitted.max_new_tokens else None
 
     @property
     def stopped(self) -> bool:
@@ -62,6 +85,10 @@ class Request:
         self.drafted_tokens += sum(drafted[:kept])
         return Chunk(self.admitted.request, offset, text, tokens[:kept], drafted[:kept])
 
+    def status(self, now: float) -> SessionStatus:
+        prompt = len(self.admitted.prompt)
+        return SessionStatus(self.session, self.admitted.policy, prompt, self.tokens, now - self.asked)
+
     def rest(self) -> Chunk | None:
         """Text that was held back because it might have begun a stop string or a character."""
         text = "" if self.stopped else self.text.finish()
@@ -76,7 +103,7 @@ class Request:
             GenerationStats(
                 new_tokens=self.tokens,
                 seconds=seconds,
-                tokens_per_second=(self.tokens - 1) / seconds if seconds > 0 else 0.0,
+                tokens_per_second=(self.tokens - len(self.admitted.resume) - 1) / seconds if seconds > 0 else 0.0,
                 time_to_first_token=first - self.asked,
                 accepted_per_verdict=self.tokens / end.verdicts if end.verdicts else 0.0,
                 verdicts=end.verdicts,

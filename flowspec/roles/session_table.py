@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from flowspec.errors import FlowspecError, LimitExceeded, RequestError
-from flowspec.model.block import LayerBlock
+from flowspec.model.synthetic_block import AnyBlock
 from flowspec.roles.feature_outbox import FeatureOutbox, FeatureOutboxes
-from flowspec.roles.stage_session import StageSession, StageTime, bytes_limit
+from flowspec.roles.stage_session import StageSession, bytes_limit
+from flowspec.roles.stage_trace import StageTrace
 from flowspec.runtime.compute import ComputeThread
-from flowspec.wire.messages import FINAL, Cancelled, Close, Open, RosterEntry, Verdict
+from flowspec.runtime.emulation import EmulatedDevice
+from flowspec.tracing.records import NodeClock
+from flowspec.wire.messages import FINAL, Cancelled, Close, Open, RosterEntry, Segment, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -26,19 +30,23 @@ MAX_TAPS = 8
 class SessionTable:
     """`memory` is what the caches of all sessions together may take, in bytes."""
 
-    def __init__(
-        self, node: str, block: LayerBlock, compute: ComputeThread, stage_time: StageTime, memory: int
-    ) -> None:
+    def __init__(self, node: str, block: AnyBlock, compute: ComputeThread, device: EmulatedDevice, memory: int) -> None:
         self._node = node
         self._block = block
         self._compute = compute
-        self._time = stage_time
+        self._device = device
         self._memory = memory
         self._sessions: dict[str, StageSession] = {}
         self._emptied = asyncio.Event()
         self._collecting: set[StageSession] = set()
         """Those whose collection is in the compute thread's queue."""
         self.outboxes = FeatureOutboxes()
+        self.traced = 0
+        """Sessions that are traced; while there are none, nothing is noted."""
+        self.traces: asyncio.Queue[StageTrace] = asyncio.Queue()
+        """Of traced sessions that are over, on their way to the coordinator."""
+        self.clock: NodeClock = time.perf_counter_ns
+        """What traces are noted by."""
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -63,9 +71,12 @@ class SessionTable:
             collected = None
             if taps:
                 collected = self.outboxes.open(FeatureOutbox(self._node, opened.session, opened.epoch, taps))
-            session = await self._compute.run(StageSession, opened, self._block, self._time, collected)
+            session = await self._compute.run(StageSession, opened, self._block, self._device, collected)
         except FlowspecError as error:
             return str(error)
+        if opened.trace:
+            session.trace = StageTrace(opened, self.clock)
+            self.traced += 1
         self._sessions[opened.session] = session
         return ""
 
@@ -97,6 +108,9 @@ class SessionTable:
         self.outboxes.close(name)
         if session is not None:
             await self._compute.run(session.free)
+            if session.trace is not None:
+                self.traced -= 1
+                self.traces.put_nowait(session.trace)
         if not self._sessions:
             self._emptied.set()
 
@@ -116,6 +130,12 @@ class SessionTable:
             await self._emptied.wait()
 
     # ---- what is heard ----
+
+    def note_arrival(self, segment: Segment) -> None:
+        """A segment was read from the pipe: for its trace alone."""
+        session = self.find(segment.session, segment.epoch)
+        if session is not None and session.trace is not None:
+            session.trace.arrived(segment.ticket)
 
     def note_roster(self, roster: tuple[RosterEntry, ...]) -> None:
         for entry in roster:

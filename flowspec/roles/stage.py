@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -16,12 +17,16 @@ from typing import Any
 import torch
 
 from flowspec.errors import FlowspecError, PipelineError
-from flowspec.model.block import LayerBlock
+from flowspec.model.synthetic_block import AnyBlock
+from flowspec.roles.examination import answer_examination, facts_of
+from flowspec.roles.figures import stage_figures
 from flowspec.roles.introduction import Introduction, load_stage
 from flowspec.roles.session_table import SessionTable
-from flowspec.roles.stage_session import StageSession, StageTime, Step
+from flowspec.roles.stage_session import StageSession, Step
 from flowspec.runtime.compute import ComputeThread
-from flowspec.runtime.emulation import over_link
+from flowspec.runtime.emulated_link import hidden_bytes, over_link
+from flowspec.runtime.emulation import EmulatedDevice
+from flowspec.runtime.metrics import Metric
 from flowspec.runtime.node import Node
 from flowspec.topology import Topology
 from flowspec.transport.base import Receiver, Sender, StageChannels, Transport
@@ -29,9 +34,13 @@ from flowspec.wire.frames import Envelope
 from flowspec.wire.messages import (
     Beacon,
     Cancelled,
+    Census,
+    ClockAnswer,
+    ClockQuery,
     Close,
     Credit,
     DraftTokens,
+    Examine,
     Heartbeat,
     Leaving,
     Message,
@@ -57,7 +66,7 @@ Progress = Callable[[str, int, int], None]
 """Called with (what happens, done, total) while a node starts."""
 
 
-OWN_MESSAGES = (Open, Segment, Close, Probe, Shutdown, Verdict, Cancelled, Beacon)
+OWN_MESSAGES = (Open, Segment, Close, Census, Probe, Shutdown, Verdict, Cancelled, Beacon, ClockQuery, Examine)
 """What a stage itself hears, from the pipe or as a broadcast."""
 
 
@@ -69,13 +78,23 @@ class StageNode(Node):
     """
 
     def __init__(
-        self, topology: Topology, name: str, *, transport: Transport | None = None, progress: Progress | None = None
+        self,
+        topology: Topology,
+        name: str,
+        *,
+        transport: Transport | None = None,
+        progress: Progress | None = None,
+        plan: Topology | None = None,
     ) -> None:
+        """`plan`: the topology without stand-ins, where `topology` is one in which this node is a stand-in."""
         super().__init__(name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain)
         self.topology = topology
         self.node = topology.node(name)
         self.index = topology.stage_index(name)
         self.is_tail = self.index == len(topology.stages) - 1
+        self._plan = plan or topology
+        self._places: tuple[tuple[str, str], ...] = ()
+        """Spares that stand in for stages, as the newest beacon says."""
         self._transport = transport
         self._progress = progress or (lambda *_: None)
         self._compute: ComputeThread | None = None
@@ -112,7 +131,7 @@ class StageNode(Node):
         return "" if self._welcomed.is_set() else f"the coordinator {self.topology.draft_node.name}"
 
     @property
-    def block(self) -> LayerBlock:
+    def block(self) -> AnyBlock:
         return self._introduction.block
 
     @property
@@ -132,8 +151,8 @@ class StageNode(Node):
         self._introduction: Introduction = await compute.run(
             load_stage, self.topology, self.name, self.incarnation, self._progress
         )
-        stage_time = StageTime.emulated(self.node.emulate)
-        self._sessions = SessionTable(self.name, self.block, compute, stage_time, self.topology.limits.memory)
+        self._device = EmulatedDevice.stage(self.node.emulate)
+        self._sessions = SessionTable(self.name, self.block, compute, self._device, self.topology.limits.memory)
         self._return = over_link(channels.return_out, self.topology, self, self.topology.draft_node.name)
         self._forward: Sender | None = None
         self._verdicts: Sender | None = None
@@ -142,8 +161,14 @@ class StageNode(Node):
                 channels.forward_out, self.topology, self, self.topology.stages[self.index + 1].name
             )
         if channels.verdicts is not None:
-            self._verdicts = over_link(channels.verdicts, self.topology, self, self.topology.draft_node.name)
+            self._verdicts = over_link(
+                channels.verdicts, self.topology, self, self.topology.draft_node.name, "verdicts"
+            )
         self._queue: asyncio.Queue[Envelope] = asyncio.Queue(self.topology.limits.queue)
+        if self.node.metrics_port is not None:
+            await self.serve_metrics(
+                self.node.metrics_bind, self.node.metrics_port, self._figures, lambda: self.readiness
+            )
         self._progress("connecting", 0, 0)
         self.spawn(self._read_pipe(channels.forward_in), "forward pipe")
         self.spawn(self._read_broadcasts(channels.broadcasts), "broadcasts")
@@ -151,6 +176,7 @@ class StageNode(Node):
         self.spawn(self._sessions.outboxes.send(self._return), "features")
         self.spawn(self._introduce(), "hello")
         self.spawn(self._beat(), "heartbeat")
+        self.spawn(self._send_traces(), "traces")
 
     async def _close(self) -> None:
         if self._compute is not None and not await self._compute.close(self._close_deadline):
@@ -169,7 +195,7 @@ class StageNode(Node):
             if self._welcomed.is_set():
                 await asyncio.sleep(self.topology.timeouts.heartbeat_interval)
                 continue
-            await self._return.send(self._introduction.hello)
+            await self._return.send(replace(self._introduction.hello, incarnation=self.incarnation))
             try:
                 async with asyncio.timeout(HELLO_INTERVAL):
                     await self._welcomed.wait()
@@ -179,7 +205,9 @@ class StageNode(Node):
 
     async def _beat(self) -> None:
         beat = 0
+        channels = self._channels
         assert self._compute is not None
+        assert channels is not None
         while True:
             await asyncio.sleep(self.topology.timeouts.heartbeat_interval)
             beat += 1
@@ -194,8 +222,23 @@ class StageNode(Node):
                     self._compute.busy_seconds,
                     len(self._sessions),
                     self._sessions.rows,
+                    self._queue.qsize(),
+                    channels.refused,
                 )
             )
+
+    def _figures(self) -> list[Metric]:
+        assert self._channels is not None
+        assert self._compute is not None
+        return stage_figures(
+            ready=not self.readiness,
+            segments=self._segments,
+            busy_seconds=self._compute.busy_seconds,
+            sessions=len(self._sessions),
+            rows=self._sessions.rows,
+            queued=self._queue.qsize(),
+            channels=self._channels,
+        )
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 
@@ -203,6 +246,10 @@ class StageNode(Node):
         while True:
             envelope = await pipe.receive()
             if isinstance(envelope.message, Segment):
+                if self._device.emulates:
+                    self._device.arrived(envelope.message.ticket)
+                if self._sessions.traced:
+                    self._sessions.note_arrival(envelope.message)
                 self._sessions.note_roster(envelope.message.roster)
             await self._queue.put(envelope)
 
@@ -217,6 +264,8 @@ class StageNode(Node):
                     self._sessions.cancel(message)
                 case Beacon():
                     await self._on_beacon(message)
+                case ClockQuery(nonce):
+                    await self._return.send(ClockAnswer(self.name, nonce, self._sessions.clock()))
                 case Probe():
                     await self._return.send(ProbeSeen(self.name, self.incarnation, message.channel, message.nonce))
                 case _ if type(message) in self._handlers:
@@ -236,8 +285,13 @@ class StageNode(Node):
                 case Close():
                     await self._sessions.close(message)
                     await self.pass_on(envelope)
+                case Census():
+                    await self.pass_on(envelope)
+                    await self._sessions.free_absent(message.roster)
                 case Probe():
                     await self._on_probe(envelope, message)
+                case Examine():
+                    await self._on_examine(envelope, message)
                 case Shutdown():
                     # The coordinator stops: free everything, say so, and wait for the next coordinator.
                     await self.pass_on(envelope)
@@ -245,6 +299,20 @@ class StageNode(Node):
                     await self._return.send(Stopped(self.name, self.incarnation))
                 case _:
                     await self._handlers.get(type(message), self.pass_on)(envelope)
+
+    async def _on_examine(self, envelope: Envelope, message: Examine) -> None:
+        arrived = time.perf_counter_ns()
+        if self._forward is not None:
+            onward = replace(message, sender=self.name, left=time.perf_counter_ns())
+            await self._forward.send(onward, envelope.tensors)
+        hello, draft = self._introduction.hello, self.topology.draft_node
+        following = (draft.host, draft.port + 1)
+        if not self.is_tail:
+            after = self.topology.stages[self.index + 1]
+            following = (after.host, after.port)
+        facts = facts_of(self.topology, self.name, hello.fingerprint, hello.tokenizer)
+        answer = answer_examination(envelope, arrived, facts, self._return, following, tail=self.is_tail)
+        self.spawn(answer, "examination")
 
     async def pass_on(self, envelope: Envelope) -> None:
         """Send a message on along the pipe; at the tail it ends here."""
@@ -265,20 +333,28 @@ class StageNode(Node):
         elif session is not None:
             reason = f"segment {session.next_number} never arrived: the next one was {segment.number}"
             await self._give_up(session, reason)
+        trace = session.trace if session is not None else None
+        left = trace.clock() if trace is not None else 0
         if self._forward is None:
-            await self._conclude(segment, step)
+            if trace is not None and step.moved and step.verdict is not None:
+                trace.verdict(segment.ticket, step.verdict)
+            carried = await self._conclude(segment, step)
         else:
             tensors = () if step.hidden is None else (step.hidden,)
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-            await self._forward.send(
+            size = hidden_bytes(self._forward, tensors)
+            carried = await self._forward.send(
                 replace(segment, draft=step.draft, carried_bytes=segment.carried_bytes + size), tensors
             )
+        if trace is not None:
+            kept = step.computed if self._forward is None else len(step.draft)
+            trace.left(segment, step.computed, kept, abandoned=step.abandoned, at=left, size=carried)
 
     async def _step(self, session: StageSession, segment: Segment, hidden: torch.Tensor | None) -> Step:
         assert self._compute is not None
         self._segments += 1
         try:
-            return await self._compute.run(session.step, segment, hidden)
+            step = session.step if session.trace is None else session.traced_step
+            return await self._compute.run(step, segment, hidden)
         except FlowspecError as error:
             await self._give_up(session, str(error))
             return Step(DraftTokens(), None, 0)
@@ -287,14 +363,14 @@ class StageNode(Node):
         await self._return.send(Trouble(self.name, session.session, session.epoch, reason))
         await self._sessions.free(session.session)
 
-    async def _conclude(self, segment: Segment, step: Step) -> None:
-        """The tail is done with a segment: publish what moved, then give the ticket back."""
+    async def _conclude(self, segment: Segment, step: Step) -> int:
+        """The tail is done with a segment: publish what moved, then give the ticket back. Returns that one's bytes."""
         frontier, token = step.verdict or (None, None)
         if step.moved and self._verdicts is not None and frontier is not None and token is not None:
             await self._verdicts.send(Verdict(segment.session, segment.epoch, frontier, token))
         # What the verdict accepts reaches the drafter no later than the news of it.
         await self._sessions.outboxes.send_due(self._return)
-        await self._return.send(
+        return await self._return.send(
             Returned(
                 self.name,
                 segment.ticket,
@@ -307,6 +383,13 @@ class StageNode(Node):
                 segment.carried_bytes,
             )
         )
+
+    async def _send_traces(self) -> None:
+        """Task: send what was noted of traced sessions that are over."""
+        while True:
+            trace = await self._sessions.traces.get()
+            for message in trace.messages(self.name):
+                await self._return.send(message)
 
     # ---- handshake ---------------------------------------------------------------------------------------------------
 
@@ -326,11 +409,27 @@ class StageNode(Node):
         if beacon.incarnation != self._coordinator and self._coordinator is not None:
             await self._forget_coordinator()
         self._coordinator = beacon.incarnation
+        if beacon.places != self._places:
+            self._places = beacon.places
+            self._aim()
         if self.incarnation not in beacon.welcomed:
-            self._welcomed.clear()
+            if self._welcomed.is_set():
+                await self._begin_afresh()
         elif not self._welcomed.is_set():
             self._welcomed.set()
             await self._return.send(ProbeSeen(self.name, self.incarnation, "hints", 0))
+
+    def _aim(self) -> None:
+        """Send on to where the next stage is now: a spare may stand in for it."""
+        if self._channels is not None and not self.is_tail:
+            self._channels.aim(self._plan.with_stand_ins(self._places).forward_address(self.index + 1))
+
+    async def _begin_afresh(self) -> None:
+        """The coordinator has given this incarnation up: nothing that it held is wanted, and nothing of it is heard."""
+        logger.warning("%s was taken for lost and begins afresh", self.name)
+        self._welcomed.clear()
+        self.renew()
+        await self._sessions.free_all()
 
     async def _forget_coordinator(self) -> None:
         self._welcomed.clear()

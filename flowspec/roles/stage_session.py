@@ -6,7 +6,6 @@ Everything here runs on the compute thread, except `note`. It knows no channel a
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,10 +13,10 @@ import numpy as np
 import torch
 
 from flowspec.errors import InvariantViolation
-from flowspec.model.block import LayerBlock
-from flowspec.model.sampling import Sampler, TokenHistory
-from flowspec.runtime.emulation import hold
-from flowspec.topology import Emulation
+from flowspec.model.sampling import TokenHistory
+from flowspec.model.synthetic_block import AnyBlock
+from flowspec.roles.stage_trace import StageTrace
+from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.wire.messages import FINAL, DraftTokens, Open, Segment
 
 Collected = Callable[[int, tuple[torch.Tensor, ...]], None]
@@ -27,23 +26,7 @@ WALK_ROWS = 4
 """Most rows that go through the LM head together."""
 
 
-@dataclass(frozen=True, slots=True)
-class StageTime:
-    """Emulated time of a stage, in seconds: `base + per_token * tokens`; zero means no emulation."""
-
-    base: float = 0.0
-    per_token: float = 0.0
-
-    @classmethod
-    def emulated(cls, emulation: Emulation | None) -> StageTime:
-        """What a topology says of a stage."""
-        return cls(emulation.base_ms / 1e3, emulation.per_token_ms / 1e3) if emulation else cls()
-
-    def of(self, tokens: int) -> float:
-        return self.base + self.per_token * tokens
-
-
-def bytes_limit(opened: Open, block: LayerBlock) -> int:
+def bytes_limit(opened: Open, block: AnyBlock) -> int:
     """Most bytes that a session may come to hold at a stage: rows, and features that wait to be acknowledged."""
     features = len(block.taps_here(opened.taps)) * block.hidden_size * block.dtype.itemsize
     return opened.row_limit * (block.row_bytes + features)
@@ -59,6 +42,8 @@ class Step:
     verdict: tuple[int, int] | None = None
     moved: bool = False
     """The verdict is newer than the one before this step."""
+    abandoned: bool = False
+    """All of it died while it was computed."""
 
 
 class StageSession:
@@ -69,15 +54,18 @@ class StageSession:
     """
 
     def __init__(
-        self, opened: Open, block: LayerBlock, stage_time: StageTime, collected: Collected | None = None
+        self, opened: Open, block: AnyBlock, device: EmulatedDevice, collected: Collected | None = None
     ) -> None:
         self.session = opened.session
         self.epoch = opened.epoch
         self.next_number = 0
+        self._prunes = opened.prunes
+        self._deferred: tuple[int, int] | None = None
+        """The newest verdict, of a session that does not prune: its features are collected, its rows stay."""
         self.row_limit = opened.row_limit
         self.bytes_limit = bytes_limit(opened, block)
         self._block = block
-        self._time = stage_time
+        self._device = device
         self._heard = threading.Event()
         self._cache = block.new_cache(opened.row_limit)
         self.taps = block.taps_here(opened.taps) if collected is not None else ()
@@ -88,8 +76,10 @@ class StageSession:
         self._followed: tuple[int, int] | None = None
         """The newest verdict whose rows were collected before the prune."""
         self._cancelled = False
+        self.trace: StageTrace | None = None
+        """Where this session is noted; None when nobody asked for it."""
         self._verdict: tuple[int, int] | None = None
-        self._sampler = Sampler(opened.sampling, block.vocab_size) if block.is_tail else None
+        self._sampler = block.sampler(opened.sampling) if block.is_tail else None
         self._history = (
             TokenHistory(block.vocab_size) if self._sampler is not None and self._sampler.needs_history else None
         )
@@ -100,10 +90,16 @@ class StageSession:
 
     def note(self, frontier: int, token: int) -> bool:
         """A verdict was heard; takes effect at the next chance. False when it is not news. Safe from any thread."""
-        before = self._cache.noted
-        self._cache.note(frontier, token)
-        self._heard.set()
-        return self._cache.noted is not before
+        before = self._newest
+        if self._prunes:
+            self._cache.note(frontier, token)
+            self._heard.set()
+        elif before is None or frontier > before[0]:
+            self._deferred = (frontier, token)
+        news = self._newest is not before
+        if news and self.trace is not None:
+            self.trace.heard(frontier, token)
+        return news
 
     def cancel(self) -> None:
         """Nothing of this session is wanted any more. Safe from any thread."""
@@ -121,7 +117,9 @@ class StageSession:
 
     def step(self, segment: Segment, hidden: torch.Tensor | None) -> Step:
         """Run the living part of `segment`; `hidden` is (tokens, hidden), None at stage 1."""
-        began = time.perf_counter()
+        began = self._device.begin(segment.ticket)
+        if not self._prunes:
+            self._heed(segment)
         self._prune()
         living = [] if self._cancelled else self._cache.admit(segment.draft)
         if not living:
@@ -129,7 +127,7 @@ class StageSession:
         draft = segment.draft if len(living) == len(segment.draft) else segment.draft.select(living)
         output = self._forward(draft, self._inputs(draft, hidden, living, len(segment.draft)), began)
         if output is None:
-            return Step(DraftTokens(), None, len(draft), self._verdict)
+            return Step(DraftTokens(), None, len(draft), self._verdict, abandoned=True)
         if self.taps and draft.serials[0] <= segment.decree:
             self._collect(max(serial for serial in draft.serials if serial <= segment.decree), opened=True)
         self._remember(self._cache.commit(segment.decree))
@@ -142,9 +140,17 @@ class StageSession:
             draft, output = draft.select(kept), output[kept]
         return Step(draft, output if len(draft) else None, len(living))
 
+    def traced_step(self, segment: Segment, hidden: torch.Tensor | None) -> Step:
+        """`step`, noted."""
+        assert self.trace is not None
+        begun = self.trace.clock()
+        step = self.step(segment, hidden)
+        self.trace.computed(segment.ticket, begun)
+        return step
+
     def collect(self) -> None:
         """Collect the features of what the newest verdict that was heard accepts, however much of it is here."""
-        noted = self._cache.noted
+        noted = self._newest
         if noted is not None and noted is not self._followed:
             self._followed = noted
             self._collect(noted[0])
@@ -173,10 +179,11 @@ class StageSession:
         try:
             seen: dict[int, torch.Tensor] = {}
             output = self._block.forward(inputs, cache, batch, self.alive, seen.__setitem__ if self._inside else None)
-            duration = self._time.of(len(draft))
-            if output is not None and duration > 0:
+            if self._device.emulates:
                 layers = self._block.end_layer - self._block.first_layer
-                if not hold(began, duration, layers, self.alive, self._heard):
+                if output is None:
+                    self._device.stopped()
+                elif not self._device.hold(began, len(draft), layers, self.alive, self._heard):
                     output = None
             if output is not None:
                 kept = [output] if self._sampler is not None else []
@@ -190,6 +197,17 @@ class StageSession:
             cache.abort()
         return output
 
+    @property
+    def _newest(self) -> tuple[int, int] | None:
+        """The newest verdict that was heard."""
+        return self._cache.noted if self._prunes else self._deferred
+
+    def _heed(self, segment: Segment) -> None:
+        """In a session that does not prune only what was known when a segment was sent drops anything."""
+        for entry in segment.roster:
+            if entry.session == self.session and entry.frontier is not None and entry.token is not None:
+                self._cache.note(entry.frontier, entry.token)
+
     def _prune(self) -> None:
         noted = self._cache.noted
         if noted is None:
@@ -199,6 +217,8 @@ class StageSession:
         pruned = self._cache.prune(noted)
         if pruned is not None:
             self._remember(pruned.accepted_tokens)
+            if self.trace is not None:
+                self.trace.pruned(noted[0], pruned.dropped, len(pruned.accepted_tokens))
 
     def _remember(self, tokens: tuple[int, ...]) -> None:
         if self._history is not None and tokens:
@@ -248,16 +268,29 @@ class StageSession:
             frontier, token, moved = decree, self._sample(cache.last_row, (), logits), True
         else:
             (frontier, token), moved = self._verdict, False
-        row, path = cache.last_row, []
+        row, path = self._end_of(frontier)
         while (child := cache.child_of(row, token)) is not None:
             path.append(token)
             row, frontier, moved = child, cache.serial_of(child), True
             token = self._sample(row, path, logits)
         self._verdict = (frontier, token)
-        if moved:
+        if moved and self._prunes:
             cache.note(frontier, token)
             self._prune()
+        elif moved:
+            self._deferred = self._verdict
+            self.collect()
         return moved
+
+    def _end_of(self, frontier: int) -> tuple[int, list[int]]:
+        """The frontier's row, and the tokens on the way to it from the last accepted row (excluded)."""
+        cache = self._cache
+        if self._prunes:
+            return cache.last_row, []
+        row = cache.find(frontier)
+        if row is None:
+            raise InvariantViolation("a verdict was overtaken by one that the tail never gave", session=self.session)
+        return row, list(cache.path_tokens(row))
 
     def _sample(self, row: int, path: tuple[int, ...] | list[int], logits: dict[int, torch.Tensor]) -> int:
         """The model's token after `row`, whose path from the last accepted row (excluded) is `path`.

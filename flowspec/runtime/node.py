@@ -11,11 +11,12 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
 from typing import Any, Self
 
 from flowspec.errors import FlowspecError, PipelineError
+from flowspec.runtime.metrics import Metric, MetricsServer
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,11 @@ class Node(abc.ABC):
         self._ended: asyncio.Future[None] | None = None
         self._draining = False
         self._closed = False
+        self._metrics: MetricsServer | None = None
+
+    def renew(self) -> None:
+        """Be another incarnation from now on: what the node held is gone."""
+        self.incarnation = secrets.token_hex(8)
 
     @abc.abstractmethod
     async def _open(self) -> None:
@@ -68,6 +74,13 @@ class Node(abc.ABC):
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
 
+    async def serve_metrics(
+        self, host: str, port: int, collect: Callable[[], Iterable[Metric]], healthy: Callable[[], str]
+    ) -> None:
+        """Answer with what `collect` and `healthy` return (see `MetricsServer`) until the node is closed."""
+        self._metrics = MetricsServer(self.name, collect, healthy)
+        await self._metrics.open(host, port)
+
     async def wait(self) -> None:
         """Return when the node was stopped; raise what made it fail."""
         assert self._ended is not None, "the node was not started"
@@ -100,6 +113,8 @@ class Node(abc.ABC):
             _, stuck = await asyncio.wait(tasks, timeout=self._close_deadline)
             for task in stuck:
                 logger.error("%s did not end within %g s", task.get_name(), self._close_deadline)
+        if self._metrics is not None:
+            await self._metrics.close()
         await self._close()
         if self._ended is not None and self._ended.done() and not self._ended.cancelled():
             self._ended.exception()

@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 from flowspec.errors import ConfigurationError, InvariantViolation
-from flowspec.schedule.autoregressive import Autoregressive
-from flowspec.schedule.continuous import Continuous, ContinuousSettings
+from flowspec.schedule.continuous import ContinuousSettings
 from flowspec.schedule.events import (
     BreakSession,
     Command,
@@ -22,13 +21,17 @@ from flowspec.schedule.events import (
     PipeLost,
     PipeMeasured,
     PipeProfile,
+    PipeRestored,
     SegmentReturned,
+    SegmentsLost,
     SegmentTaken,
+    SessionBroken,
     SessionReady,
     SessionRequested,
     SessionStopped,
     TreeGrown,
 )
+from flowspec.schedule.policies import POLICIES, make_policy
 from flowspec.schedule.policy import Policy, Room
 from flowspec.schedule.session import Session
 from flowspec.schedule.window import PipeModel
@@ -37,20 +40,11 @@ from flowspec.wire.messages import DraftTokens, RosterEntry
 UNMEASURED = PipeProfile(stages=(((1, 0.01),),))
 """Stands in until a profile comes: one stage, so one segment under way at a time."""
 
+MOST_BARREN = 8
+"""Epochs in which a session may gain no token before it is given up: what fails by itself would fail for ever."""
+
 FLOOD = 3
 """Segments in flight, dead ones included, are never more than this many windows."""
-
-_FACTORIES: dict[str, Callable[[Session, ContinuousSettings], Policy]] = {
-    "autoregressive": lambda session, _: Autoregressive(session),
-    "flowspec": Continuous,
-}
-
-POLICIES = tuple(_FACTORIES)
-"""Names of the policies, as a request gives them."""
-
-
-DRAFTLESS = frozenset({"autoregressive"})
-"""Those that never ask a drafter."""
 
 
 class Scheduler:
@@ -65,6 +59,8 @@ class Scheduler:
         self._served: dict[str, int] = {}
         self._last_ticket = 0
         self._taken = 0
+        self._whole = True
+        """No stage is lost, as far as is known."""
 
     # ---- what it is --------------------------------------------------------------------------------------------------
 
@@ -76,6 +72,11 @@ class Scheduler:
     def roster(self) -> tuple[RosterEntry, ...]:
         """All live sessions, with epoch and newest verdict; what is absent is over."""
         return tuple(session.roster_entry for session in self._sessions.values())
+
+    @property
+    def last_ticket(self) -> int:
+        """That of the newest segment ever sent; 0 before the first."""
+        return self._last_ticket
 
     @property
     def in_flight(self) -> int:
@@ -108,7 +109,14 @@ class Scheduler:
             case PipeMeasured():
                 self.pipe = PipeModel(event.profile)
             case PipeLost():
-                return self._drop(self._last_ticket + 1)
+                self._lose_pipe()
+            case PipeRestored():
+                self._whole = True
+                return [command for session in self._sessions.values() for command in self._restart(session)]
+            case SegmentsLost():
+                return self._drop(event.ticket + 1)
+            case SessionBroken() if event.session in self._sessions:
+                return self._break(event)
             case SegmentTaken():
                 self._taken = max(self._taken, min(event.ticket, self._last_ticket))
             case SegmentReturned():
@@ -122,25 +130,61 @@ class Scheduler:
                 if self._sessions[event.session].read_features(event.epoch, event.count):
                     return self._policies[event.session].handle(event, self._room())
             case TreeGrown() | DrafterLost() if event.session in self._policies:
+                if isinstance(event, DrafterLost):
+                    self._sessions[event.session].drafter = False
                 return self._policies[event.session].handle(event, self._room())
         return []
 
     def _admit(self, event: SessionRequested) -> list[Command]:
         if event.session in self._sessions:
             raise InvariantViolation("requested twice", session=event.session)
-        if event.policy not in _FACTORIES:
+        if event.policy not in POLICIES:
             raise ConfigurationError(
                 f"there is no policy {event.policy!r}", session=event.session, hint=f"one of: {', '.join(POLICIES)}"
             )
         session = Session(event)
         self._sessions[session.name] = session
-        self._policies[session.name] = _FACTORIES[event.policy](session, self.settings)
+        self._policies[session.name] = self._policy(session)
         self._served[session.name] = 0
+        if not self._whole:
+            session.pause()
+            return []
         return [OpenSession(session.name, session.epoch)]
 
-    def _land(self, event: SegmentReturned) -> list[Command]:
-        if self._tickets.pop(event.ticket, None) is None:
+    def _policy(self, session: Session) -> Policy:
+        """A policy for one epoch of a session."""
+        return make_policy(session, self.settings)
+
+    def _lose_pipe(self) -> None:
+        self._whole = False
+        self._tickets.clear()
+        self._taken = self._last_ticket
+        for session in self._sessions.values():
+            session.pause()
+
+    def _restart(self, session: Session, reason: str = "the pipe was lost") -> list[Command]:
+        """Begin the session again in a new epoch; what is in flight of the older one is a no-op everywhere."""
+        if session.finished:
             return []
+        if session.barren >= MOST_BARREN:
+            session.broken = True
+            words = f"begun again {session.barren} times without a token in between, the last time because {reason}"
+            return [BreakSession(session.name, session.epoch, words)]
+        session.restart()
+        self._policies[session.name] = self._policy(session)
+        return [OpenSession(session.name, session.epoch)]
+
+    def _break(self, event: SessionBroken) -> list[Command]:
+        session = self._sessions[event.session]
+        if event.epoch != session.epoch or session.broken:
+            return []
+        return self._restart(session, event.reason)
+
+    def _land(self, event: SegmentReturned) -> list[Command]:
+        # A stage may still give back tickets of a coordinator that was here before: their sessions differ.
+        if self._tickets.get(event.ticket) != (event.session, event.epoch):
+            return []
+        del self._tickets[event.ticket]
         self._taken = max(self._taken, event.ticket)
         broken = self._drop(event.ticket)
         session = self._sessions.get(event.session)
@@ -151,14 +195,15 @@ class Scheduler:
 
     def _drop(self, ticket: int) -> list[Command]:
         """Segments before `ticket` will not come back any more: the pipe is in order, so they were lost."""
-        commands: list[Command] = []
+        broken: dict[str, Session] = {}
         for lost in [number for number in self._tickets if number < ticket]:
             name, epoch = self._tickets.pop(lost)
             self._taken = max(self._taken, lost)
             session = self._sessions.get(name)
-            if session is not None and session.epoch == epoch and session.lose(lost):
-                commands.append(BreakSession(name, epoch, "a segment was lost in the pipe"))
-        return commands
+            if session is not None and session.epoch == epoch:
+                session.lose(lost)
+                broken[name] = session
+        return [command for session in broken.values() for command in self._restart(session, "a segment was lost")]
 
     # ---- sending -----------------------------------------------------------------------------------------------------
 
@@ -179,7 +224,8 @@ class Scheduler:
     def _fill(self) -> list[Command]:
         commands: list[Command] = []
         room = self._room()
-        while (slots := self._slots()) > 0:
+        paced = any(policy.paced for policy in self._policies.values())
+        while (slots := self._slots()) > 0 or paced:
             choice = self._choose(room, slots)
             if choice is None:
                 break
@@ -200,9 +246,11 @@ class Scheduler:
 
         for session in sorted(active, key=rank):
             # A session that has nothing under way keeps a slot: nobody may take the last one from it.
-            if session.flights and slots <= without:
+            policy = self._policies[session.name]
+            free = policy.paced and not session.prefilling
+            if not free and (slots <= 0 or (session.flights and slots <= without)):
                 continue
-            draft = self._policies[session.name].next_segment(room)
+            draft = policy.next_segment(room)
             if draft is not None:
                 return session, draft
         return None

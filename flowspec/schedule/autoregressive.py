@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from flowspec.schedule.events import Command, Event, SegmentReturned
 from flowspec.schedule.policy import Room
 from flowspec.schedule.session import Session
@@ -10,6 +12,8 @@ from flowspec.wire.messages import DraftTokens
 
 class Autoregressive:
     """Sends the prompt in chunks, then each sampled token as soon as it is known."""
+
+    paced: ClassVar[bool] = False
 
     def __init__(self, session: Session) -> None:
         self.session = session

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import exp
+from typing import ClassVar
 
 from flowspec.schedule.events import (
     Command,
@@ -29,28 +30,42 @@ from flowspec.wire.messages import DraftTokens
 class ContinuousSettings:
     """Every knob of the policy."""
 
-    tree: int = 48
+    tree: int = 96
     """Most live draft tokens that are in flight at once, of a session that has the pipe to itself."""
+    tree_contended: int = 48
+    """The same where nodes share cores."""
     segment: int = 16
     """Most tokens in one segment."""
     overhead_seconds: float = 0.0005
     """What a segment costs beside the forward: headers, sockets, wake-ups."""
+    worth_in_time: float = 2.0
+    """How many tokens a guess is worth that is under way when its parent is accepted, where every node has its own
+    cores: without it the pipe runs empty. So a segment grows until its least probable token, taken so many times,
+    costs more time than it gains. Where cores are shared it is worth what it is."""
     worth: float = 0.05
     """Expected accepted tokens below which a segment of guesses is not sent, where every node has its own cores."""
     worth_contended: float = 0.5
     """The same where nodes share cores, so that a wasted segment slows the useful ones down."""
     impatience: float = 0.6
     """Weight of the seconds that a segment would wait for one more growth step; very large: it never waits."""
+    score_order: bool = True
+    """Segments hold the most probable tokens first; else those of the highest levels."""
+    expansion: bool = True
+    """The tree grows while tokens are in flight; else from a root that nobody guessed until its first verdict."""
     growth: GrowthSettings = field(default_factory=GrowthSettings)
 
 
 class Continuous:
     """Decides for one session."""
 
+    paced: ClassVar[bool] = False
+
     def __init__(self, session: Session, settings: ContinuousSettings | None = None) -> None:
         self.session = session
         self.settings = settings or ContinuousSettings()
         self.growth = Growth(session, self.settings.growth)
+        self._fresh = True
+        """No verdict has moved the root since one that nobody guessed."""
 
     def handle(self, event: Event, room: Room) -> list[Command]:
         commands: list[Command] = []
@@ -59,12 +74,15 @@ class Continuous:
                 moved, commands = self.session.advance(event.frontier, event.token)
                 if moved is not None:
                     self.growth.follow(moved)
+                    self._fresh = moved.created
             case TreeGrown():
                 self.growth.merge(event)
             case DrafterLost():
                 self.growth.lost, self.growth.out = True, None
             case SessionReady() | FeaturesArrived():
                 pass
+        if not (self._fresh or self.settings.expansion):
+            return commands
         pipe = room.pipe
         asked = self.growth.ask(
             self._cap(room), pipe.round_trip(1), pipe.segment(TYPICAL_TOKENS), free=not pipe.contended
@@ -72,7 +90,10 @@ class Continuous:
         return [*commands, *asked]
 
     def _cap(self, room: Room) -> int:
-        return max(2, self.settings.tree // room.sessions)
+        tree = self.settings.tree
+        if room.pipe.contended:
+            tree = min(tree, self.settings.tree_contended)
+        return max(2, tree // room.sessions)
 
     # ---- the next segment --------------------------------------------------------------------------------------------
 
@@ -85,6 +106,8 @@ class Continuous:
         waiting = tree.waiting(session.remaining, max(0, most))
         if not waiting:
             return None
+        if not self.settings.score_order:
+            waiting.sort(key=lambda scored: scored.depth)
         chances = [exp(scored.score) for scored in waiting]
         size, rate = self._best(chances, 0.0, room)
         if not session.root_waits and sum(chances[:size]) < self._worth(room):
@@ -99,9 +122,12 @@ class Continuous:
         `delay` is the time lost before it leaves.
         """
         best, best_rate, gain = 1, 0.0, 0.0
+        worth = 1.0 if room.pipe.contended else self.settings.worth_in_time
+        base = room.pipe.segment(1)
+        fixed = base + self.settings.overhead_seconds + delay
         for size, chance in enumerate(chances, start=1):
             gain += chance
-            rate = gain / (room.pipe.segment(size) + self.settings.overhead_seconds + delay)
+            rate = gain / (fixed + (room.pipe.segment(size) - base) / worth)
             if rate > best_rate:
                 best, best_rate = size, rate
         return best, best_rate

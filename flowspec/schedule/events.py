@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
+from flowspec.schedule.options import PolicyOptions
 from flowspec.wire.messages import DraftTokens
 
 
@@ -73,6 +74,10 @@ class SessionRequested(Event):
     """False: no drafter may be asked for this session."""
     features: bool = False
     """The drafter reads the target's hidden states: `FeaturesArrived` will come, late or never."""
+    options: PolicyOptions | None = None
+    """Of the policy; None: its defaults."""
+    resume: tuple[int, ...] = ()
+    """Tokens of the output that the client has already: they are decreed, and not emitted again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,28 @@ class PipeMeasured(Event):
 
 @dataclass(frozen=True, slots=True)
 class PipeLost(Event):
-    """A stage was lost: nothing that is in flight will return."""
+    """A stage was lost: nothing that is in flight will return, and every session waits for `PipeRestored`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PipeRestored(Event):
+    """All stages are there again, some with empty caches: every session begins again in a new epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsLost(Event):
+    """What was sent up to `ticket` and has not come back never will: something sent later has come through."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionBroken(Event):
+    """A node cannot go on with the session in this epoch: a message about it was lost, or its work failed."""
+
+    session: str
+    epoch: int
+    reason: str
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -157,7 +183,10 @@ class PipeLost(Event):
 
 @dataclass(frozen=True, slots=True)
 class OpenSession(Command):
-    """Send `Open` down the pipe; answer with `SessionReady` when all stages acknowledged."""
+    """Send `Open` down the pipe; answer with `SessionReady` when all stages acknowledged.
+
+    An epoch above 0 begins a session again: what its caches, its drafter and its features held is gone.
+    """
 
     session: str
     epoch: int
@@ -189,6 +218,8 @@ class GrowTree(Command):
     decree: int
     frontier: int | None = None
     token: int | None = None
+    width: int = 0
+    """Most children for each expanded token; 0: as many as the topology says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +233,7 @@ class EmitTokens(Command):
 
 @dataclass(frozen=True, slots=True)
 class BreakSession(Command):
-    """A segment of the session was lost in the pipe: it cannot go on in this epoch."""
+    """The session was begun again too often without a single token in between: it is given up."""
 
     session: str
     epoch: int

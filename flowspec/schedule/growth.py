@@ -42,7 +42,9 @@ class GrowthSettings:
     first ones weigh more, see `first_impression`."""
     first_impression: float = 3.0
     """What a drafter is taken for at first counts as much as this many tokens that were seen."""
-    pool: int = 128
+    width: int = 0
+    """Children that the drafter is asked for, for each expanded token; 0: as many as the topology says."""
+    pool: int = 256
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
     is, and the drafter is not asked twice for the same children unless it knows more."""
     hit_smoothing: float = 0.02
@@ -148,6 +150,7 @@ class Growth:
             session.decree,
             frontier,
             token,
+            self.settings.width,
         )
         again = sum(tree[serial].given for serial in chosen)
         for given in missing:

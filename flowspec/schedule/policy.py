@@ -7,7 +7,7 @@ segment, at the last moment, so that the choice rests on the newest verdict. It 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from flowspec.schedule.events import Command, Event
 from flowspec.schedule.session import Session
@@ -27,6 +27,8 @@ class Policy(Protocol):
     """Decides for one session. `Session` holds the state that all policies share."""
 
     session: Session
+    paced: ClassVar[bool]
+    """It keeps count of its segments in flight itself: those behind the prompt are not held back by the window."""
 
     def handle(self, event: Event, room: Room) -> list[Command]:
         """Take notice of `SessionReady`, `SegmentReturned`, `TreeGrown`, `FeaturesArrived`, `DrafterLost`.

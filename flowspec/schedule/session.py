@@ -1,7 +1,7 @@
 """One request being decoded, as its coordinator sees it: prompt, tree, segments in flight, what the client was told.
 
-Shared by all policies: prefill in chunks, verdicts, trimming at EOS and limit, counters. Does not choose what to send
-or when (the policy does) and knows neither the pipe nor other sessions.
+Shared by all policies: prefill in chunks, verdicts, trimming at EOS and limit, counters, the new epoch after a loss.
+Does not choose what to send or when (the policy does) and knows neither the pipe nor other sessions.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from flowspec.errors import InvariantViolation
 from flowspec.schedule.events import Command, EmitTokens, FinishSession, SendSegment, SessionRequested
+from flowspec.schedule.options import OPTIONS, PolicyOptions
 from flowspec.schedule.tree import DraftTree, Reroot
 from flowspec.wire.messages import NO_PARENT, DraftTokens, RosterEntry
 
@@ -36,6 +37,10 @@ class Session:
         if not request.prompt or request.max_new_tokens < 1:
             raise InvariantViolation("an empty prompt, or nothing to generate", session=request.session)
         self.name = request.session
+        self.policy = request.policy
+        self.options = request.options
+        self.prunes = (request.options or OPTIONS.get(request.policy, PolicyOptions)()).prunes
+        """Stages drop what verdicts say is dead."""
         self.limit = request.max_new_tokens
         self.eos = request.eos
         self.drafter = request.drafter
@@ -44,15 +49,18 @@ class Session:
         self.epoch = 0
         self.ready = False
         self.broken = False
-        """A segment was lost: in this epoch nothing more can be sent."""
+        """Something was lost: in this epoch nothing more can be sent."""
+        self.barren = 0
+        """Epochs that ended since the last token was emitted."""
         self.finish_reason: str | None = None
-        self.output: list[int] = []
+        self.output: list[int] = list(request.resume)
         self.counters = Counters()
-        self._begin(request.prompt)
+        self._asked = request.prompt
+        self._begin(request.prompt + request.resume)
 
     def _begin(self, chain: tuple[int, ...]) -> None:
         self.prompt = chain
-        """What this epoch began with: the prompt, and after a restart the output too."""
+        """What this epoch began with by decree: the prompt, and after a loss everything that was emitted too."""
         self.prompt_sent = 0
         self.segments = 0
         self.flights: dict[int, tuple[int, ...]] = {}
@@ -146,9 +154,10 @@ class Session:
         return news
 
     def carries(self, ticket: int) -> bool:
-        """Whether anything in that segment may still be of use: stages pass over what is dead."""
+        """Whether stages compute anything of that segment: what is of no use any more is passed over, if they prune."""
         serials = self.flights.get(ticket, ())
-        return not self.finished and (self.verdict is None or any(serial in self.tree for serial in serials))
+        spared = self.verdict is None or not self.prunes
+        return not self.finished and (spared or any(serial in self.tree for serial in serials))
 
     def land(self, ticket: int) -> None:
         """A segment came back; unknown tickets belong to an older epoch."""
@@ -160,6 +169,22 @@ class Session:
         news = not self.broken and not self.finished
         self.broken = True
         return news
+
+    def pause(self) -> None:
+        """The pipe is lost, and with it all that is in flight."""
+        self.flights.clear()
+        self.broken = True
+
+    def restart(self) -> None:
+        """Begin again with empty caches, in a new epoch.
+
+        The prompt and every token emitted, the sampled one at the tip included, are replayed by decree: only what
+        comes after them is sampled, so nothing that a client was told is ever sampled again.
+        """
+        self.epoch += 1
+        self.barren += 1
+        self.ready = self.broken = False
+        self._begin(self._asked + tuple(self.output))
 
     def advance(self, frontier: int | None, token: int | None) -> tuple[Reroot | None, list[Command]]:
         """Follow a verdict: move the root, emit what is final, finish at EOS or limit.
@@ -184,6 +209,7 @@ class Session:
         if ended is not None:
             final = final[: ended + 1]
         self.output.extend(token for token, _ in final)
+        self.barren = 0
         self.counters.accepted += sum(drafted for _, drafted in final)
         commands: list[Command] = [
             EmitTokens(self.name, tuple(token for token, _ in final), tuple(drafted for _, drafted in final))

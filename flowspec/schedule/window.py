@@ -25,7 +25,7 @@ from flowspec.schedule.events import PipeProfile, interpolate
 TYPICAL_TOKENS = 8
 """Tokens of a segment for which windows are computed: between a lone root and a full segment."""
 
-ROUNDING = 0.2
+ROUNDING = 0.5
 """How much of one bottleneck time a round trip may exceed a whole number before it counts as one more segment."""
 
 CROWDED = 1.6

@@ -7,8 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, get_args
 
+from flowspec.errors import TopologyError
 from flowspec.topology.hosts import canonical_host
-from flowspec.topology.sections import DEMO_DRAFTERS, LAST_PORT, ModelDrafter, NodeEntry, refuse, show_layers
+from flowspec.topology.keys import check_keys
+from flowspec.topology.profiles import load_profile
+from flowspec.topology.sections import (
+    DEMO_DRAFTERS,
+    LAST_PORT,
+    WITHOUT_WEIGHTS,
+    ModelDrafter,
+    NodeEntry,
+    refuse,
+    show_layers,
+)
 
 if TYPE_CHECKING:
     from flowspec.topology.topology import Topology
@@ -31,6 +42,10 @@ def check_topology(topology: Topology) -> None:
     _check_ports(topology.nodes)
     _check_layers([(index, node) for index, node in enumerate(topology.nodes) if node.role == "stage"])
     _check_links(topology)
+    _check_spares(topology)
+    check_keys(topology)
+    _check_emulation(topology)
+    _check_synthetic(topology)
     drafter = topology.drafter
     kind = (drafter.of or "causal-lm") if drafter.kind == "hybrid" else drafter.kind
     if (
@@ -76,6 +91,40 @@ def _check_ports(nodes: tuple[NodeEntry, ...]) -> None:
                 message = f"on {node.host}, {node.name} takes {_show(taken)}, and {other.name} takes {_show(theirs)}"
                 raise refuse(message, "nodes", index, "port")
         ranges.append(taken)
+    _check_metrics_ports(nodes, ranges)
+
+
+def _check_metrics_ports(nodes: tuple[NodeEntry, ...], ranges: list[range]) -> None:
+    for index, node in enumerate(nodes):
+        for place, other in enumerate(nodes):
+            if node.metrics_port is None or canonical_host(other.host) != canonical_host(node.host):
+                continue
+            if node.metrics_port in ranges[place]:
+                message = f"{other.name} takes {_show(ranges[place])} on {node.host}"
+                raise refuse(message, "nodes", index, "metrics_port")
+            if place < index and other.metrics_port == node.metrics_port:
+                message = f"{other.name} has port {node.metrics_port} on {node.host} for its metrics"
+                raise refuse(message, "nodes", index, "metrics_port")
+
+
+def _check_spares(topology: Topology) -> None:
+    """A spare takes the ports of a tail, since it may have to be one."""
+    tail = max(index for index, node in enumerate(topology.nodes) if node.role == "stage")
+    taken = [
+        (node.name, canonical_host(node.host), range(node.port, node.port + port_count(node.role, index == tail)))
+        for index, node in enumerate(topology.nodes)
+    ]
+    for index, spare in enumerate(topology.spares):
+        ports, host = range(spare.port, spare.port + port_count("stage", True)), canonical_host(spare.host)
+        if ports[-1] > LAST_PORT:
+            raise refuse(f"{spare.name} takes {_show(ports)}; {LAST_PORT} is the last", "spares", index, "port")
+        for name, other, theirs in taken:
+            if name == spare.name:
+                raise refuse(f"{name!r} is the name of another node", "spares", index, "name")
+            if other == host and ports.start < theirs.stop and theirs.start < ports.stop:
+                message = f"on {spare.host}, {spare.name} takes {_show(ports)}, and {name} takes {_show(theirs)}"
+                raise refuse(message, "spares", index, "port")
+        taken.append((spare.name, host, ports))
 
 
 def _show(ports: range) -> str:
@@ -114,3 +163,46 @@ def _check_links(topology: Topology) -> None:
         if hop in seen:
             raise refuse(f"links.{seen[hop]} is the link from {hop[0]} to {hop[1]} already", "links", index)
         seen[hop] = index
+
+
+def _check_emulation(topology: Topology) -> None:
+    _check_profile(topology.profile, "profile")
+    for index, node in enumerate(topology.nodes):
+        if node.emulate is None:
+            continue
+        _check_profile(node.emulate.profile, "nodes", index, "emulate", "profile")
+        if node.role == "stage" and node.emulate.draft is not None:
+            raise refuse("a stage has no drafter; this belongs to the draft node", "nodes", index, "emulate", "draft")
+        if node.role == "draft" and (node.emulate.base_ms or node.emulate.per_token_ms):
+            message = "a draft node holds no layers; write the time of a draft step as draft: {base_ms: ...}"
+            raise refuse(message, "nodes", index, "emulate")
+
+
+def _check_profile(name: str | None, *key: str | int) -> None:
+    if name is None:
+        return
+    try:
+        load_profile(name)
+    except TopologyError as error:
+        raise refuse(str(error).replace("\n ", ";"), *key) from None
+
+
+def _check_synthetic(topology: Topology) -> None:
+    """The synthetic model has no weights and no hidden states, and nobody else knows its text."""
+    drafter, synthetic = topology.drafter, topology.model == "synthetic"
+    for index, node in enumerate(topology.nodes):
+        if node.model is not None and (node.model == "synthetic") != synthetic:
+            message = f"{node.name} has the model {node.model}, the topology {topology.model}; all nodes have the same"
+            raise refuse(message, "nodes", index, "model")
+    if not synthetic and topology.synthetic is not None:
+        raise refuse(f"belongs to the model synthetic; this one is {topology.model}", "synthetic")
+    if not synthetic and drafter.kind == "synthetic":
+        message = f"a synthetic drafter knows the text of the model synthetic; this one is {topology.model}"
+        raise refuse(message, "drafter", "kind")
+    if synthetic and drafter.kind not in ("auto", *WITHOUT_WEIGHTS):
+        message = (
+            f"the model synthetic has no weights and no hidden states, which a drafter of kind {drafter.kind} reads"
+        )
+        raise refuse(f"{message}; its drafters are synthetic, ngram and none", "drafter", "kind")
+    if synthetic and drafter.model is not None:
+        raise refuse("the model synthetic has no draft model", "drafter", "model")

@@ -176,11 +176,25 @@ _MERGE = f"{_TAG}merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars as the core schema of YAML 1.2 does."""
+    """Resolves plain scalars as the core schema of YAML 1.2 does; gives up early where brackets nest without end."""
+
+    def fetch_flow_collection_start(self, token: Any) -> None:
+        # A scanner that looks for keys takes time that grows with the square of the depth.
+        if self.flow_level > MAX_DEPTH:
+            raise yaml.YAMLError(TOO_MUCH)
+        super().fetch_flow_collection_start(token)
 
 
 class _Dumper(yaml.SafeDumper):
     """Quotes what either version of YAML would not read as a string."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # These break a line for the emitter, which loses them there; in double quotes they are written as escapes.
+        style = '"' if any(sign in text for sign in "\x85\u2028\u2029") else None
+        return self.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,25 +13,39 @@ from pydantic_core import ErrorDetails
 
 from flowspec.errors import TopologyError
 from flowspec.topology.document import Document, Key
+from flowspec.topology.keys import DIRECTORY
 
 MAX_OTHERS = 10
 
 
 def with_full_paths(values: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """The values with every model that is written relative (./, ../) or ~/ as a full path."""
-    result = {**values, "model": _full_path(values.get("model"), directory)} if "model" in values else dict(values)
+    """The values with every model, profile and directory that is written relative (./, ../) or ~/ as a full path."""
+    result = dict(values)
+    for key in ("model", "profile"):
+        if key in values:
+            result[key] = _full_path(values[key], directory)
     drafter = values.get("drafter")
     if isinstance(drafter, dict) and "model" in drafter:
         result["drafter"] = {**drafter, "model": _full_path(drafter["model"], directory)}
+    keys = values.get("keys")
+    if isinstance(keys, dict):
+        result["keys"] = {**keys, "directory": _full_path(keys.get("directory", DIRECTORY), directory)}
     nodes = values.get("nodes")
     if isinstance(nodes, list):
         result["nodes"] = [
-            {**node, "model": _full_path(node["model"], directory)}
-            if isinstance(node, dict) and "model" in node
+            {key: _full_path_of(key, value, directory) for key, value in node.items()}
+            if isinstance(node, dict)
             else node
             for node in nodes
         ]
     return result
+
+
+def _full_path_of(key: str, value: object, directory: Path) -> object:
+    """The value of a key of a node."""
+    if key == "emulate" and isinstance(value, dict) and "profile" in value:
+        return {**value, "profile": _full_path(value["profile"], directory)}
+    return _full_path(value, directory) if key == "model" else value
 
 
 def _full_path(model: object, directory: Path) -> object:

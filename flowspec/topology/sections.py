@@ -89,8 +89,8 @@ Size = Annotated[int, BeforeValidator(_parse_size), Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=86400)]
 Milliseconds = Annotated[float, Field(ge=0, le=3_600_000)]
 Layers = Annotated[tuple[int, int] | Literal["auto"], PlainValidator(_parse_layers), PlainSerializer(show_layers)]
-PolicyName = Literal["flowspec", "autoregressive"]
-"""The policies of `flowspec.schedule.arbiter.POLICIES`, which a topology knows by name only."""
+PolicyName = Literal["flowspec", "autoregressive", "chunked", "pruned", "pipedec", "lockstep"]
+"""The policies of `flowspec.schedule.policies.POLICIES`, which a topology knows by name only."""
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
@@ -109,11 +109,33 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, populate_by_name=True)
 
 
+class StepEmulation(Section):
+    """Makes a step of the drafter as slow as on a smaller device; its tokens are those that it expands."""
+
+    base_ms: Milliseconds = 0.0
+    per_token_ms: Milliseconds = 0.0
+
+    def seconds(self, tokens: int) -> float:
+        """Of one step that expands that many tokens."""
+        return (self.base_ms + self.per_token_ms * tokens) / 1000
+
+
 class Emulation(Section):
     """Makes a node as slow as a smaller device: a result is held until base + tokens * per token is over."""
 
     base_ms: Milliseconds = 0.0
     per_token_ms: Milliseconds = 0.0
+    draft: StepEmulation | None = None
+    """Of the draft node, which has nothing else to emulate."""
+    profile: Text | None = None
+    """The profile whose times these are, in place of the others."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Emulation:
+        written = self.model_fields_set - {"profile"}
+        if self.profile is not None and written:
+            raise refuse(f"the times come from the profile; leave out {', '.join(sorted(written))}", "profile")
+        return self
 
 
 class LinkEmulation(Section):
@@ -121,6 +143,12 @@ class LinkEmulation(Section):
 
     latency_ms: Milliseconds = 0.0
     rate_mbit: Annotated[float, Field(gt=0)] | None = None
+    jitter_ms: Milliseconds = 0.0
+    """Most that a message may take longer; each draws its own, evenly, and order is kept."""
+    message_ms: Milliseconds | None = None
+    """Of a message without hidden states; absent: latency, and a header at the link's rate."""
+    bytes_per_token: Size | None = None
+    """What a hidden state is charged on the link; absent: its own bytes."""
 
     @property
     def latency(self) -> float:
@@ -131,6 +159,16 @@ class LinkEmulation(Section):
     def rate(self) -> float | None:
         """Bytes per second, or None for as fast as it goes."""
         return None if self.rate_mbit is None else self.rate_mbit * 1e6 / 8
+
+    @property
+    def jitter(self) -> float:
+        """Most seconds that a message may take longer."""
+        return self.jitter_ms / 1000
+
+    @property
+    def message(self) -> float | None:
+        """Seconds of a message without hidden states, or None for those of its bytes."""
+        return None if self.message_ms is None else self.message_ms / 1000
 
 
 class Link(LinkEmulation):
@@ -154,19 +192,61 @@ class NodeEntry(Section):
     threads: Threads = None
     model: Text | None = None
     emulate: Emulation | None = None
+    speed: Annotated[float, Field(ge=0.001, le=1000)] | None = None
+    """For `flowspec plan`: how many times as fast as the device whose times are known; absent: as fast."""
+    memory: Size | None = None
+    """For `flowspec plan`: bytes that it has for weights and caches; absent: enough."""
+    metrics_port: Annotated[int, Field(ge=1, le=LAST_PORT)] | None = None
+    """Where it answers `GET /metrics` and `GET /health`; absent: nowhere."""
+    metrics_bind: BindHost = "127.0.0.1"
+
+
+class Spare(Section):
+    """A node that holds nothing until a stage is lost, and then its layers. What is absent is as at that stage."""
+
+    name: Name
+    host: Host
+    port: Annotated[int, Field(ge=1, le=LAST_PORT)]
+    bind: BindHost | None = None
+    device: Device | None = None
+    threads: Threads = None
+    model: Text | None = None
+
+
+class Synthetic(Section):
+    """What the model `synthetic` writes, and how well the synthetic drafter guesses it."""
+
+    quality: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Mean probability of the drafter's best guess."""
+    tokens_per_round: Annotated[float, Field(gt=1)] | None = None
+    """In place of `quality`: tokens that a round of the policy `chunked` writes with its default options."""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
+    """Another seed, another text."""
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> Synthetic:
+        if self.quality is not None and self.tokens_per_round is not None:
+            raise refuse("write quality or tokens_per_round, not both", "tokens_per_round")
+        return self
 
 
 ModelDrafter = Literal["causal-lm", "eagle", "eagle3"]
 """Kinds of drafters that have weights of their own."""
+
+WITHOUT_WEIGHTS = ("none", "ngram", "synthetic")
+"""Kinds of drafters that have none; with the synthetic model there are no others."""
 
 DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft", "eagle": "demo-eagle", "eagle3": "demo-eagle3"}
 """Per kind the model (see `flowspec.model.hub.resolve_model`) that comes with the demo model."""
 
 
 class Drafter(Section):
-    """Who guesses ahead. `auto` is a hybrid with the demo's own draft for the demo model, else `ngram`."""
+    """Who guesses ahead.
 
-    kind: Literal["auto", "none", "ngram", "causal-lm", "eagle", "eagle3", "hybrid"] = "auto"
+    `auto` is a hybrid with the demo's own draft for the demo model, `synthetic` for the synthetic one, else `ngram`.
+    """
+
+    kind: Literal["auto", "none", "ngram", "synthetic", "causal-lm", "eagle", "eagle3", "hybrid"] = "auto"
     model: Text | None = None
     of: ModelDrafter | None = None
     """The drafter that joins `ngram` in a hybrid."""
@@ -177,7 +257,7 @@ class Drafter(Section):
     @property
     def model_kind(self) -> ModelDrafter | None:
         """The kind of its model, once `Topology.effective_drafter` has decided; None when it has no model."""
-        if self.kind in ("none", "ngram", "auto"):
+        if self.kind in WITHOUT_WEIGHTS or self.kind == "auto":
             return None
         return self.of if self.kind == "hybrid" else cast(ModelDrafter, self.kind)
 
@@ -194,7 +274,7 @@ class Drafter(Section):
 
     @model_validator(mode="after")
     def _keys_belong_to_the_kind(self) -> Drafter:
-        if self.model is not None and self.kind in ("none", "ngram"):
+        if self.model is not None and self.kind in WITHOUT_WEIGHTS:
             raise refuse(f"a drafter of kind {self.kind} has no model", "model")
         if self.of is not None and self.kind != "hybrid":
             raise refuse(f"a drafter of kind {self.kind} is no hybrid of others", "of")
@@ -226,7 +306,9 @@ class Limits(Section):
     max_new_tokens: Annotated[int, Field(ge=1)] = 4096
     """Most tokens that a request may ask for, and what one gets that names no number, if the context has room."""
     sessions: Annotated[int, Field(ge=1, le=1024)] = 8
-    """Requests that are decoded at the same time; more are refused."""
+    """Requests that are decoded at the same time; more wait."""
+    waiting: Annotated[int, Field(ge=0, le=100_000)] = 32
+    """Requests that wait for their turn, first come, first served; more are refused."""
     memory: Size = 2 * 1024**3
     """Bytes that a node may spend on caches."""
     queue: Annotated[int, Field(ge=1, le=100_000)] = 64
@@ -243,10 +325,14 @@ class Timeouts(Section):
     ready: Seconds = 120.0
     """The coordinator, for all nodes to have loaded their layers and proven their channels."""
     heartbeat_interval: Seconds = 0.5
-    heartbeat_deadline: Seconds = 5.0
+    heartbeat_deadline: Seconds = 2.0
     """A node that was not heard for so long is lost."""
+    spare: Seconds = 2.0
+    """A lost node, to be there again by itself before a spare stands in for it."""
+    recovery: Seconds = 30.0
+    """A lost node, to be there again or to be replaced; then the requests that wait for it fail."""
     progress: Seconds = 30.0
-    """A session with live tokens in flight that does not move for so long has failed."""
+    """When nothing that is in flight has moved for so long, the first stage that answers no probe is lost."""
     close: Seconds = 5.0
     """A node, to stop after it was told to."""
     drain: Seconds = 60.0

@@ -20,8 +20,11 @@ from flowspec.errors import TopologyError
 from flowspec.topology.checks import check_topology, port_count
 from flowspec.topology.document import Document, read_document, write_document
 from flowspec.topology.hosts import canonical_host, free_ports, is_this_machine
+from flowspec.topology.keys import Keys
+from flowspec.topology.profiles import emulation_of, load_profile
 from flowspec.topology.reading import first_error, with_full_paths
 from flowspec.topology.sections import (
+    WITHOUT_WEIGHTS,
     Device,
     Drafter,
     Dtype,
@@ -29,10 +32,13 @@ from flowspec.topology.sections import (
     Limits,
     Link,
     LinkEmulation,
+    Name,
     NodeEntry,
     PolicyName,
     SamplingDefaults,
     Section,
+    Spare,
+    Synthetic,
     Text,
     Threads,
     Timeouts,
@@ -40,6 +46,11 @@ from flowspec.topology.sections import (
 )
 
 DEMO_MODEL = "demo"
+SYNTHETIC_MODEL = "synthetic"
+"""Has no weights: stages only take their emulated time, and the text follows from a seed."""
+
+OWN_DRAFTERS: dict[str, Literal["hybrid", "synthetic"]] = {DEMO_MODEL: "hybrid", SYNTHETIC_MODEL: "synthetic"}
+"""What `auto` is for models that have a drafter of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +73,9 @@ class Node:
     threads: int | None
     model: str
     emulate: Emulation | None
+    """Its own times, or those of the topology's profile: `draft` of the draft node, the others of a stage."""
+    metrics_port: int | None = None
+    metrics_bind: str = "127.0.0.1"
 
 
 class Topology(Section):
@@ -70,14 +84,23 @@ class Topology(Section):
     model: Text = DEMO_MODEL
     drafter: Drafter = Drafter()
     policy: PolicyName = "flowspec"
+    policy_options: dict[Name, bool | int | Text] = {}
+    """Of `policy`, for requests that do not ask for another; the policy knows which there are."""
     dtype: Dtype = "float32"
     device: Device = "cpu"
     threads: Threads = None
     sampling: SamplingDefaults = SamplingDefaults()
     limits: Limits = Limits()
     timeouts: Timeouts = Timeouts()
+    profile: Text | None = None
+    """Times of all devices and links that say nothing of their own: a profile's name, or its path."""
+    synthetic: Synthetic | None = None
     link: LinkEmulation | None = None
     links: Annotated[tuple[Link, ...], Field(strict=False)] = ()
+    spares: Annotated[tuple[Spare, ...], Field(strict=False, max_length=64)] = ()
+    keys: Keys | None = None
+    insecure: bool = False
+    """Nodes may listen beyond this machine without keys."""
     nodes: Annotated[tuple[NodeEntry, ...], Field(strict=False, max_length=256)]
 
     _document: Document = PrivateAttr(default_factory=lambda: Document(None))
@@ -90,6 +113,10 @@ class Topology(Section):
     def __eq__(self, other: object) -> bool:
         """Equal values are equal topologies, wherever they were read."""
         return isinstance(other, Topology) and self.model_dump() == other.model_dump()
+
+    def __hash__(self) -> int:
+        # Not of the mappings, which have no order.
+        return hash((self.model, self.nodes))
 
     # ---- making one --------------------------------------------------------------------------------------------------
 
@@ -120,30 +147,64 @@ class Topology(Section):
         *,
         base_port: int | None = None,
         each_stage: Mapping[str, Any] | None = None,
+        spares: int = 0,
         **overrides: Any,
     ) -> Topology:
-        """A draft node and `stages` stages on 127.0.0.1, on free ports or from `base_port` on.
+        """A draft node, `stages` stages and `spares` spares on 127.0.0.1, on free ports or from `base_port` on.
 
         `each_stage` holds keys for every stage (e.g. `{"emulate": {...}}`), `overrides` any key of a topology file.
         """
         if stages < 1:
             raise TopologyError(f"a pipeline has at least one stage, not {stages}")
         names = ["draft", *(f"stage-{number}" for number in range(1, stages + 1))]
-        counts = [port_count("stage" if index else "draft", index == stages) for index in range(stages + 1)]
+        counts = [port_count("stage" if index else "draft", index >= stages) for index in range(stages + 1 + spares)]
         if base_port is None:
             ports = free_ports(counts)
         else:
-            ports = [base_port + sum(counts[:index]) for index in range(stages + 1)]
+            ports = [base_port + sum(counts[:index]) for index in range(len(counts))]
         nodes = [
             {"name": name, "role": "stage", "host": "127.0.0.1", "port": port, **(each_stage or {})}
-            for name, port in zip(names, ports, strict=True)
+            for name, port in zip(names, ports, strict=False)
         ]
+        if spares:
+            overrides["spares"] = [
+                {"name": f"spare-{number}", "host": "127.0.0.1", "port": port}
+                for number, port in enumerate(ports[stages + 1 :], start=1)
+            ]
         nodes[0] = {"name": "draft", "role": "draft", "host": "127.0.0.1", "port": ports[0]}
         return cls.from_document(Document({"model": str(model), "nodes": nodes, **overrides}))
 
     def replace(self, **changes: Any) -> Topology:
         """This topology with other values for some top-level keys, checked again."""
         return Topology.from_document(Document({**self.as_values(), **changes}, self._document.file))
+
+    def with_metrics(self, name: str, port: int) -> Topology:
+        """This topology, in which node `name` serves its metrics on `port`."""
+        values = self.as_values()
+        for entry in values["nodes"]:
+            if entry["name"] == name:
+                entry["metrics_port"] = port
+        return Topology.from_document(Document(values, self._document.file))
+
+    def with_stand_ins(self, places: Sequence[tuple[str, str]]) -> Topology:
+        """This topology with spares in the places of stages, as pairs (stage, spare): a stage is where its spare is."""
+        if not places:
+            return self
+        values = self.as_values()
+        for stage, name in places:
+            spare = next(entry for entry in values["spares"] if entry["name"] == name)
+            entry = next(entry for entry in values["nodes"] if entry["name"] == stage)
+            for key in ("bind", "metrics_port", "metrics_bind"):
+                entry.pop(key, None)
+            entry.update({**spare, "name": stage})
+            values["spares"].remove(spare)
+            if "keys" in values:
+                values["keys"]["nodes"][stage] = values["keys"]["nodes"].pop(name)
+        return Topology.from_document(Document(values, self._document.file))
+
+    def spare(self, name: str) -> Spare | None:
+        """The spare called `name`; None when there is none."""
+        return next((spare for spare in self.spares if spare.name == name), None)
 
     def as_values(self) -> dict[str, Any]:
         """The plain values that make this topology; defaults are left out."""
@@ -171,7 +232,9 @@ class Topology(Section):
                 dtype=entry.dtype or self.dtype,
                 threads=entry.threads or self.threads,
                 model=entry.model or self.model,
-                emulate=entry.emulate,
+                emulate=emulation_of(entry, self.profile),
+                metrics_port=entry.metrics_port,
+                metrics_bind=entry.metrics_bind,
             )
             for entry in self.nodes
         }
@@ -185,6 +248,12 @@ class Topology(Section):
     def stages(self) -> tuple[Node, ...]:
         """The stages in the order of the pipe."""
         return tuple(node for node in self._resolved.values() if node.role == "stage")
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The draft node, the stages in the order of the pipe, and the spares."""
+        stages, spares = (node.name for node in self.stages), (spare.name for spare in self.spares)
+        return (self.draft_node.name, *stages, *spares)
 
     @property
     def tail(self) -> Node:
@@ -208,6 +277,10 @@ class Topology(Section):
 
     def thread_count(self, name: str, cores: int) -> int:
         """torch threads of a node on a machine with `cores` cores: as written, else an even share of its host."""
+        spare = self.spare(name)
+        if spare is not None:
+            on_host = sum(canonical_host(other.host) == canonical_host(spare.host) for other in self.nodes)
+            return spare.threads or self.threads or max(1, cores // (on_host + 1))
         node = self.node(name)
         sharing = sum(canonical_host(other.host) == canonical_host(node.host) for other in self.nodes)
         return node.threads or max(1, cores // sharing)
@@ -218,10 +291,10 @@ class Topology(Section):
         chosen = self.drafter
         kind, of, model = chosen.kind, chosen.of, chosen.model
         if kind == "auto":
-            kind = "causal-lm" if model else "hybrid" if self.model == DEMO_MODEL else "ngram"
+            kind = "causal-lm" if model else OWN_DRAFTERS.get(self.model, "ngram")
         if kind == "hybrid" and of is None:
             of = "causal-lm"
-        if kind not in ("none", "ngram") and model is None:
+        if kind not in WITHOUT_WEIGHTS and model is None:
             model = DEMO_MODEL
         return Drafter(kind=kind, of=of, model=model, taps=chosen.taps, width=chosen.width)
 
@@ -284,6 +357,11 @@ class Topology(Section):
         """Where the tail publishes verdicts (PUB)."""
         return address(self.tail.host, self.tail.port + 1)
 
+    @property
+    def stand_in_verdicts(self) -> tuple[tuple[str, str], ...]:
+        """Where each spare would publish verdicts, if it had to stand in for the tail, and its name."""
+        return tuple((address(spare.host, spare.port + 1), spare.name) for spare in self.spares)
+
     def hosts(self) -> tuple[str, ...]:
         """The hosts in the order of the file, each once."""
         return tuple(dict.fromkeys(entry.host for entry in self.nodes))
@@ -293,14 +371,19 @@ class Topology(Section):
         local = {host for host in self.hosts() if is_this_machine(host)}
         return tuple(node for node in self._resolved.values() if node.host not in local)
 
+    def foreign_spares(self) -> tuple[Spare, ...]:
+        """The spares whose host is not this machine."""
+        return tuple(spare for spare in self.spares if not is_this_machine(spare.host))
+
     def is_local(self) -> bool:
         """Whether every node runs on this machine."""
-        return not self.foreign_nodes()
+        return not self.foreign_nodes() and not self.foreign_spares()
 
     def link_emulation(self, origin: str, target: str) -> LinkEmulation | None:
         """What the hop from `origin` to `target` is to be slowed down to; None: not at all."""
         self.node(origin), self.node(target)
-        return next((link for link in self.links if (link.origin, link.target) == (origin, target)), self.link)
+        own = next((link for link in self.links if (link.origin, link.target) == (origin, target)), self.link)
+        return own if own is not None or self.profile is None else load_profile(self.profile).link
 
 
 def address(host: str, port: int) -> str:

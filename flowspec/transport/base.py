@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
 from flowspec.errors import TransportError, WireError
@@ -92,7 +92,19 @@ class ChannelSet:
 
     release: Callable[[float], Awaitable[None]] = field(repr=False)
     """Frees everything, within about the given number of seconds."""
+    turned_away: Callable[[], int] = field(default=lambda: 0, repr=False)
+    """How many peers had no key for the door at which they knocked."""
     closed: bool = field(default=False, init=False)
+
+    def statistics(self) -> dict[str, ChannelStatistics]:
+        """Of every channel that is there, by its name here."""
+        channels = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return {name: channel.statistics() for name, channel in channels if hasattr(channel, "statistics")}
+
+    @property
+    def refused(self) -> int:
+        """Messages that could not be understood or believed, and peers that were turned away."""
+        return self.turned_away() + sum(each.rejected for each in self.statistics().values())
 
     async def close(self, seconds: float = CLOSE_SECONDS) -> None:
         """Let what was sent leave for at most `seconds` (0: abandon it), then free everything. Idempotent."""
@@ -111,6 +123,8 @@ class StageChannels(ChannelSet):
     """Hints, and verdicts too except at the tail."""
     verdicts: Sender | None
     """The tail's alone."""
+    aim: Callable[[str], None] = field(default=lambda address: None, repr=False)
+    """Lets `forward_out` lead to another address from now on; what waits for the old one is dropped."""
 
 
 @dataclass(kw_only=True)
@@ -119,6 +133,17 @@ class CoordinatorChannels(ChannelSet):
     return_in: Receiver
     hints: Sender
     clients: ClientRouter
+    aim: Callable[[str], None] = field(default=lambda address: None, repr=False)
+    """As at a stage."""
+
+
+@dataclass(kw_only=True)
+class SpareChannels(ChannelSet):
+    """For a spare that stands by."""
+
+    return_out: Sender
+    broadcasts: Receiver
+    """Hints."""
 
 
 @dataclass(kw_only=True)
@@ -132,6 +157,8 @@ class Transport(Protocol):
     async def open_stage(self, topology: Topology, name: str) -> StageChannels: ...
 
     async def open_coordinator(self, topology: Topology) -> CoordinatorChannels: ...
+
+    async def open_spare(self, topology: Topology, name: str) -> SpareChannels: ...
 
     async def open_listener(self, topology: Topology) -> ListenerChannels: ...
 

@@ -20,6 +20,7 @@ from flowspec.transport.base import (
     ChannelStatistics,
     CoordinatorChannels,
     ListenerChannels,
+    SpareChannels,
     StageChannels,
     Tally,
 )
@@ -120,6 +121,11 @@ class MemorySender:
     def _check_open(self) -> None:
         if self._closed:
             raise ChannelClosed(f"the channel {self._tally.channel} is closed")
+
+    def aim(self, mailbox: Mailbox) -> None:
+        """Send to another address from now on; who waits for room at the old one looks again."""
+        before, self._mailbox = self._mailbox, mailbox
+        before.notify()
 
     def statistics(self) -> ChannelStatistics:
         return self._tally.statistics()
@@ -235,6 +241,7 @@ class MemoryTransport:
         index = topology.stage_index(name)
         tail = index == len(topology.stages) - 1
         heard = [topology.hints_address] if tail else [topology.hints_address, topology.verdicts_address]
+        heard += [address for address, _ in topology.stand_in_verdicts]
         forward_in = self._reader(topology.forward_address(index), name, "forward", self._network.depths.pipe)
         broadcasts, leave = self._subscribe(heard, name)
         forward_out = None if tail else self._pipe(topology.forward_address(index + 1), "forward", name, index + 1)
@@ -248,6 +255,14 @@ class MemoryTransport:
             return_out=return_out,
             broadcasts=broadcasts,
             verdicts=verdicts,
+            aim=self._aimer(forward_out),
+        )
+
+    async def open_spare(self, topology: Topology, name: str) -> SpareChannels:
+        broadcasts, leave = self._subscribe([topology.hints_address], name)
+        return_out = self._pipe(topology.return_address, "return", name)
+        return SpareChannels(
+            release=_release([broadcasts, return_out], leave), return_out=return_out, broadcasts=broadcasts
         )
 
     async def open_coordinator(self, topology: Topology) -> CoordinatorChannels:
@@ -262,6 +277,7 @@ class MemoryTransport:
             return_in=return_in,
             hints=hints,
             clients=MemoryRouter(requests, self._clients, name, self._network),
+            aim=self._aimer(forward_out),
         )
 
     async def open_listener(self, topology: Topology) -> ListenerChannels:
@@ -276,6 +292,13 @@ class MemoryTransport:
         requests = self._mailbox(address, self._network.depths.client)
         sender = MemorySender(requests, "clients", name, self._network)
         return MemoryClient(mailbox, self._network, sender, lambda: self._clients.pop(name.encode(), None))
+
+    def _aimer(self, sender: MemorySender | None) -> Callable[[str], None]:
+        def aim(address: str) -> None:
+            if sender is not None:
+                sender.aim(self._mailbox(address, self._network.depths.pipe))
+
+        return aim
 
     def _mailbox(self, address: str, capacity: int) -> Mailbox:
         return self._mailboxes.setdefault(address, Mailbox(address, capacity))

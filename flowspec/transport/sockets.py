@@ -12,15 +12,17 @@ import errno
 import ipaddress
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import zmq
 
-from flowspec.errors import PortInUse, TransportError, VersionMismatch, WireError
+from flowspec.errors import ForgedSender, PortInUse, SecurityError, TransportError, VersionMismatch, WireError
 from flowspec.transport.base import ChannelStatistics, Tally
+from flowspec.transport.keys import KeyPair
 from flowspec.transport.loop_socket import LoopSocket
+from flowspec.transport.zap import ZapHandler, guard
 from flowspec.wire.frames import DEFAULT_LIMITS, Envelope, FrameLimits, decode, encode
 from flowspec.wire.messages import Failed, Message
 
@@ -47,6 +49,7 @@ class SocketOptions:
     client_depth: int = 1000
     heartbeat_ms: int = 1000
     heartbeat_timeout_ms: int = 5000
+    handshake_ms: int = 10_000
     reconnect_ms: int = 100
     reconnect_max_ms: int = 1000
     limits: FrameLimits = DEFAULT_LIMITS
@@ -58,13 +61,28 @@ class SocketOptions:
 
 
 class SocketSet:
-    """A context and its sockets, closed together. Lives in the event loop that runs when it is made."""
+    """A context and its sockets, closed together. Lives in the event loop that runs when it is made.
 
-    def __init__(self, owner: str, options: SocketOptions) -> None:
+    With a `pair` of keys, all of them are encrypted, and both ends of every connection show that they have their key.
+    Without, they are bound beyond this machine only when that is said to be `insecure` on purpose.
+    """
+
+    def __init__(
+        self, owner: str, options: SocketOptions, *, pair: KeyPair | None = None, insecure: bool = False
+    ) -> None:
         self.owner = owner
         self.options = options
+        self._pair = pair
+        self._insecure = insecure
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._sockets: list[LoopSocket] = []
+        self._zap: ZapHandler | None = None
+        self._zap_task: asyncio.Task[None] | None = None
+
+    @property
+    def refused(self) -> int:
+        """Peers that had no key for the door at which they knocked."""
+        return self._zap.refused if self._zap else 0
 
     def create(self, kind: int, channel: str, depth: int, limits: FrameLimits | None = None) -> LoopSocket:
         """A socket of the channel OWNER/`channel`, its options set, as they must be before it is bound or connected."""
@@ -72,6 +90,9 @@ class SocketSet:
         socket = self._context.socket(kind)
         created = LoopSocket(socket, f"{self.owner}/{channel}")
         self._sockets.append(created)
+        if self._pair is not None:
+            socket.curve_publickey, socket.curve_secretkey = self._pair.public, self._pair.secret
+        socket.handshake_ivl = options.handshake_ms
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = depth
         socket.maxmsgsize = (limits or options.limits).frame_bytes
@@ -83,9 +104,18 @@ class SocketSet:
         socket.reconnect_ivl_max = options.reconnect_max_ms
         return created
 
-    async def bind(self, socket: LoopSocket, host: str, port: int) -> None:
-        """Bind to a name, an address or "*". Raises `PortInUse` or `TransportError`."""
+    async def bind(self, socket: LoopSocket, host: str, port: int, door: Mapping[bytes, str] | None = None) -> None:
+        """Bind to a name, an address or "*"; `door` has the public keys that may connect, with their owners' names.
+
+        Raises `PortInUse`, `TransportError` or `SecurityError`.
+        """
         address = await _numeric(host, self.owner)
+        if self._pair is not None:
+            domain = socket.channel.rpartition("/")[2]
+            self._handler().open_door(domain, door or {})
+            guard(socket, domain)
+        elif not ipaddress.ip_address(address).is_loopback:
+            self._expose(host)
         socket.plain.ipv6 = ":" in address
         endpoint = f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
         try:
@@ -104,8 +134,28 @@ class SocketSet:
                 hint=f"set `bind` of node {self.owner} to an address of this machine, or to 0.0.0.0",
             ) from error
 
-    def connect(self, socket: LoopSocket, address: str) -> None:
-        """Returns at once: ZeroMQ connects, and connects again, in the background."""
+    def _handler(self) -> ZapHandler:
+        if self._zap is None:
+            self._zap = ZapHandler(LoopSocket(self._context.socket(zmq.REP), f"{self.owner}/keys"), self.owner)
+            self._zap_task = asyncio.get_running_loop().create_task(self._zap.run(), name=f"{self.owner}: keys")
+        return self._zap
+
+    def _expose(self, host: str) -> None:
+        """Listen beyond this machine without keys: only when told so, and never silently."""
+        if not self._insecure:
+            raise SecurityError(
+                f"{host} can be reached from other machines, and the topology has no keys",
+                node=self.owner,
+                hint="`flowspec keys TOPOLOGY` makes them; without, for a network in which you trust everybody: "
+                "`insecure: true` in the topology, or --insecure",
+            )
+        logger.warning("%s listens on %s without encryption and without keys (insecure)", self.owner, host)
+
+    def connect(self, socket: LoopSocket, address: str, server_key: bytes | None = None) -> None:
+        """Returns at once: ZeroMQ connects, and connects again, in the background; with keys, to this one's owner."""
+        if self._pair is not None:
+            assert server_key is not None, "with keys, every peer has one"
+            socket.plain.curve_serverkey = server_key
         socket.plain.ipv6 = "[" in address
         try:
             socket.plain.connect(address)
@@ -119,6 +169,9 @@ class SocketSet:
     async def close(self, seconds: float) -> None:
         for socket in self._sockets:
             socket.close(round(seconds * 1000))
+        if self._zap is not None and self._zap_task is not None:
+            self._zap.close()
+            await asyncio.wait([self._zap_task])
         await _terminate(self._context)
 
 
@@ -183,12 +236,41 @@ class SocketSender:
         return self._tally.statistics()
 
 
-class SocketReceiver:
-    """PULL, SUB, DEALER or ROUTER: `next_frames` is what differs for a router."""
+class AimedSender(SocketSender):
+    """PUSH that may be led to another address."""
 
-    def __init__(self, socket: LoopSocket, depth: int, limits: FrameLimits) -> None:
+    def __init__(
+        self,
+        socket: LoopSocket,
+        depth: int,
+        limits: FrameLimits,
+        address: str,
+        move: Callable[[str, str], None],
+    ) -> None:
+        super().__init__(socket, depth, limits)
+        self._address = address
+        self._move = move
+
+    def aim(self, address: str) -> None:
+        """Send to `address` from now on; what waits for the former one is dropped."""
+        if address != self._address and not self._socket.closed:
+            self._move(self._address, address)
+            self._address = address
+
+
+class SocketReceiver:
+    """PULL, SUB, DEALER or ROUTER: `next_frames` is what differs for a router.
+
+    With `deputies`, its peers have shown their keys, so that what names a node must come from that node, or from one of
+    these, who may speak for others.
+    """
+
+    def __init__(
+        self, socket: LoopSocket, depth: int, limits: FrameLimits, *, deputies: frozenset[str] | None = None
+    ) -> None:
         self._socket = socket
         self._limits = limits
+        self._deputies = deputies
         self._tally = Tally(socket.channel, depth, logger)
         self._turns = 0
 
@@ -203,6 +285,8 @@ class SocketReceiver:
     def _accept(self, frames: list[zmq.Frame]) -> Envelope:
         buffers = [frame.buffer for frame in frames]
         envelope = decode(buffers, self._limits)
+        if self._deputies is not None:
+            _check_sender(envelope.message, frames[0], self._deputies)
         self._tally.carried(sum(map(_nbytes, buffers)))
         return envelope
 
@@ -222,6 +306,14 @@ class SocketReceiver:
 
 def _nbytes(frame: bytes | memoryview) -> int:
     return len(frame) if type(frame) is bytes else memoryview(frame).nbytes
+
+
+def _check_sender(message: Message, frame: zmq.Frame, deputies: frozenset[str]) -> None:
+    """A node speaks for itself alone: the name in the message is that of the key with which its connection opened."""
+    node = getattr(message, "node", None)
+    owner = frame.get("User-Id")
+    if node is not None and node != owner and owner not in deputies:
+        raise ForgedSender(f"a {message.kind} in the name of {str(node)[:64]}, sent with the key of {owner}")
 
 
 def _peer(frames: list[zmq.Frame]) -> str:

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from flowspec.wire.parameters import SamplingParameters
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 NO_PARENT = -1
 """Parent serial of the first token of a session."""
@@ -83,6 +83,10 @@ class Open(Message):
     sampling: SamplingParameters
     taps: tuple[int, ...] = ()
     """Hidden states that the session's drafter reads at accepted tokens (see `FINAL`); empty when it reads none."""
+    trace: bool = False
+    """Note what happens to the session's segments, and send it as `TraceRecords` when the session is freed."""
+    prunes: bool = True
+    """Stages drop what they hear is dead; else what was alive when its segment was sent is computed by all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +131,33 @@ class Probe(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Census(Message):
+    """Every live session; a stage frees all others. Sent when one says that it holds more than there are."""
+
+    kind: ClassVar[str] = "census"
+    roster: tuple[RosterEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown(Message):
     """The coordinator stops; a stage passes this on, answers `Stopped` and ends."""
 
     kind: ClassVar[str] = "shutdown"
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Examine(Message):
+    """How fast is this link, who is behind it? Travels down the pipe with one tensor (bytes), or none.
+
+    Every stage passes it on at once, with its own `sender` and `left`, and answers `Examined`.
+    """
+
+    kind: ClassVar[str] = "examine"
+    nonce: int
+    sender: str
+    left: int
+    """Nanoseconds of the sender's monotonic clock."""
 
 
 # ---- broadcast -------------------------------------------------------------------------------------------------------
@@ -166,6 +192,16 @@ class Beacon(Message):
     welcomed: tuple[str, ...]
     refused: tuple[tuple[str, str], ...] = ()
     """Pairs (incarnation, reason) of nodes that do not fit the others."""
+    places: tuple[tuple[str, str], ...] = ()
+    """Pairs (stage, spare): that spare stands in for that stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClockQuery(Message):
+    """What time is it at the stages? Sent while a traced session runs; answered with `ClockAnswer`."""
+
+    kind: ClassVar[str] = "clock-query"
+    nonce: int
 
 
 # ---- return pipe -----------------------------------------------------------------------------------------------------
@@ -207,6 +243,15 @@ class Hello(Message):
     """What this stage may spend on caches."""
     row_bytes: int
     """Cache bytes of one row on this stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standby(Message):
+    """A spare that stands in for nobody lives; repeated like a heartbeat."""
+
+    kind: ClassVar[str] = "standby"
+    node: str
+    incarnation: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +318,32 @@ class Features(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class ClockAnswer(Message):
+    """`nanoseconds` is what the stage's monotonic clock showed when the query came."""
+
+    kind: ClassVar[str] = "clock-answer"
+    node: str
+    nonce: int
+    nanoseconds: int
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRecords(Message):
+    """What a stage noted of a traced session, as columns (see `flowspec.tracing.records`), in as many as it takes."""
+
+    kind: ClassVar[str] = "trace-records"
+    node: str
+    session: str
+    epoch: int
+    layouts: tuple[int, ...]
+    values: tuple[int, ...]
+    dropped: int
+    """Records before these that found no room; told with the last."""
+    last: bool
+    """Nothing of this session and epoch comes after it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat(Message):
     """A node's event loop and compute thread live. `busy_seconds` and `segments` count since the node's start."""
 
@@ -284,6 +355,46 @@ class Heartbeat(Message):
     busy_seconds: float
     sessions: int
     rows: int
+    queued: int = 0
+    """Messages of the forward pipe that wait here."""
+    refused: int = 0
+    """Messages that could not be understood or believed, and peers without a key, since the node's start."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What a node says of itself for `flowspec doctor`. Sizes in bytes, 0 where they are not known."""
+
+    node: str
+    flowspec: str
+    python: str
+    torch: str
+    zeromq: str
+    fingerprint: str
+    tokenizer: str
+    dtype: str
+    memory_total: int
+    memory_free: int
+    encrypted: bool
+    clock: float
+    """Seconds since 1970, by the node's own clock; in a diagnosis, seconds that it is ahead of the coordinator's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examined(Message):
+    """Answer to `Examine`. Times are nanoseconds of the stage's monotonic clock."""
+
+    kind: ClassVar[str] = "examined"
+    node: str
+    nonce: int
+    left: int
+    """As the query had it."""
+    arrived: int
+    answered: int
+    """When this left; the tail sends the payload back with it."""
+    round_trips: tuple[float, ...]
+    """Seconds that connections to the following node (of the tail: to the coordinator) took to be made."""
+    facts: NodeFacts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +430,14 @@ class Stopped(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyOption:
+    """One option of a request's policy, as text: which there are is for the policy to say."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class Generate(Message):
     """A request. Exactly one of `prompt` and `prompt_token_ids` is given; None elsewhere means the node's default."""
 
@@ -338,6 +457,12 @@ class Generate(Message):
     ignore_eos: bool
     policy: str | None
     protocol: int = PROTOCOL_VERSION
+    trace: bool = False
+    """Send what all nodes noted of it, as `TracePart`s and a `TraceEnd`."""
+    policy_options: tuple[PolicyOption, ...] = ()
+    """On top of the node's own, where the policy is the node's; else on top of the policy's defaults."""
+    resume: tuple[int, ...] = ()
+    """Tokens of the output that the client has: it goes on behind them, with the same seed. They are not sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,6 +521,50 @@ class Finished(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class TracePart(Message):
+    """What `node` noted of a request, by its own clock. May come before `Finished` too."""
+
+    kind: ClassVar[str] = "trace-part"
+    request: str
+    node: str
+    layouts: tuple[int, ...]
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockSample:
+    """When a stage's clock showed `there`, it was `offset` ahead of the coordinator's, give or take `error`. In ns."""
+
+    there: int
+    offset: int
+    error: int
+
+
+@dataclass(frozen=True, slots=True)
+class TracedNode:
+    """How one node's records are to be read."""
+
+    name: str
+    complete: bool
+    """All that the node noted has come."""
+    dropped: int
+    """Records of which there is no trace, because the node keeps a bounded number: the oldest."""
+    clock: tuple[ClockSample, ...]
+    """Empty when the node has the coordinator's own clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEnd(Message):
+    """The last message of a traced request that ended well, after `Finished`. The coordinator is the first node."""
+
+    kind: ClassVar[str] = "trace-end"
+    request: str
+    model: str
+    drafter: str
+    nodes: tuple[TracedNode, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Failed(Message):
     """The last message of a request that was refused or broke. `error` names the class in `flowspec.errors`."""
 
@@ -403,6 +572,8 @@ class Failed(Message):
     request: str
     error: str
     message: str
+    retry_after: float | None = None
+    """Seconds after which to ask again may help; None when it would not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -430,6 +601,20 @@ class NodeStatus:
     segments: int
     busy_seconds: float
     rows: int
+    sessions: int = 0
+    queued: int = 0
+    refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionStatus:
+    """A request that is being decoded. `seconds` since it was asked, `tokens` of its output so far."""
+
+    session: str
+    policy: str
+    prompt: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -443,3 +628,51 @@ class Status(Message):
     sessions: int
     nodes: tuple[NodeStatus, ...]
     context_limit: int
+    waiting: int = 0
+    """Requests that wait for a session."""
+    requests: tuple[str, ...] = ()
+    """Those of the asking client that run or wait: of any other it will hear nothing more."""
+    live: tuple[SessionStatus, ...] = ()
+    """Every request that is being decoded."""
+    in_flight: int = 0
+    """Segments on their way through the pipe."""
+    uptime: float = 0.0
+    """Seconds since the coordinator's start; from then on, the following are counted."""
+    tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+    refused: int = 0
+    """As in a heartbeat, at the coordinator."""
+    draining: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnose(Message):
+    """Ask every node for its facts, and measure every link with a few messages of `payload` bytes."""
+
+    kind: ClassVar[str] = "diagnose"
+    request: str
+    payload: int
+    protocol: int = PROTOCOL_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFacts:
+    """One link. `round_trip` in seconds, `rate` in bytes per second; None where it could not be measured."""
+
+    sender: str
+    receiver: str
+    round_trip: float | None
+    rate: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis(Message):
+    """Answer to `Diagnose`; nodes that did not answer in time are missing."""
+
+    kind: ClassVar[str] = "diagnosis"
+    request: str
+    nodes: tuple[NodeFacts, ...]
+    links: tuple[LinkFacts, ...]
+    waits_for: str
+    """What the pipe still waits for; empty when it is ready."""

@@ -32,10 +32,13 @@ class Conversation:
     def __init__(self, clients: ClientRouter, peer: bytes, asked: Generate) -> None:
         self.asked = asked
         self.cancelled = asyncio.Event()
+        self.over = False
+        """The coordinator does not know it any more."""
         self._clients = clients
         self._peer = peer
 
     async def say(self, message: Message) -> None:
+        self.over = self.over or isinstance(message, Finished | Failed)
         await self._clients.send(self._peer, message)
 
     async def start(self) -> None:
@@ -64,6 +67,7 @@ class FakeCoordinator:
 
     def __init__(self, clients: ClientRouter, answer: Answer) -> None:
         self.alive = True
+        self.ready = True
         self.asked: asyncio.Queue[Conversation] = asyncio.Queue()
         self.queried: asyncio.Queue[None] = asyncio.Queue()
         self._clients = clients
@@ -84,7 +88,10 @@ class FakeCoordinator:
                     self._conversations[message.request].cancelled.set()
                 elif isinstance(message, StatusQuery) and self.alive:
                     self.queried.put_nowait(None)
-                    status = Status(message.request, True, "demo", "flowspec", "ngram", 0, (), 2048)
+                    live = tuple(name for name, each in self._conversations.items() if not each.over)
+                    status = Status(
+                        message.request, self.ready, "demo", "flowspec", "ngram", 0, (), 2048, requests=live
+                    )
                     await self._clients.send(peer, status)
 
 

@@ -16,6 +16,7 @@ from flowspec.errors import (
     InvariantViolation,
     LimitExceeded,
     ModelError,
+    Overloaded,
     PeerTimeout,
     PipelineError,
     RequestError,
@@ -24,6 +25,7 @@ from flowspec.errors import (
 from flowspec.topology import Topology
 from flowspec.transport.memory import MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
+from flowspec.wire.messages import Failed
 from tests.client.coordinators import (
     PROMPT,
     STATS,
@@ -204,6 +206,63 @@ async def test_a_coordinator_that_falls_silent_is_lost_and_the_tokens_are_kept(c
         assert caught.value.partial.token_ids == (1, 2)
         with pytest.raises(PeerTimeout):
             await client.generate("again")
+
+
+async def test_a_request_that_was_forgotten_is_asked_again_for_what_is_missing(connect: Connect) -> None:
+    async def forget_the_first(conversation: Conversation) -> None:
+        await conversation.start()
+        if not conversation.asked.resume:
+            await conversation.chunk(0, "ab", 1, 2)
+            conversation.over = True
+        else:
+            await conversation.chunk(2, "cd", 3, 4)
+            await conversation.finish()
+
+    async with connect(forget_the_first, silence_timeout=3.0) as (client, coordinator):
+        generation = await client.generate("hello", temperature=0.5, stop=["x"])
+        assert (generation.text, generation.token_ids, generation.finish_reason) == ("abcd", (1, 2, 3, 4), "length")
+        first, second = (coordinator.asked.get_nowait().asked for _ in range(2))
+        assert (first.prompt, first.resume, first.seed) == ("hello", (), None)
+        assert (second.prompt, second.prompt_token_ids, second.resume, second.seed) == (None, PROMPT, (1, 2), 11)
+        assert (second.temperature, second.stop) == (0.5, ("x",))
+        assert first.request != second.request
+
+
+async def test_text_that_had_come_behind_the_last_token_does_not_come_twice(connect: Connect) -> None:
+    async def forget_before_the_end(conversation: Conversation) -> None:
+        await conversation.start()
+        if not conversation.asked.resume:
+            await conversation.chunk(0, "a", 1, 2)
+        await conversation.chunk(2, "b")
+        if conversation.asked.resume:
+            await conversation.finish()
+        conversation.over = True
+
+    async with connect(forget_before_the_end, silence_timeout=3.0) as (client, _):
+        assert (await client.generate("hello")).text == "ab"
+
+
+async def test_a_coordinator_that_forgot_a_request_and_does_not_become_ready_is_given_up(connect: Connect) -> None:
+    async def forget(conversation: Conversation) -> None:
+        await conversation.start()
+        await conversation.chunk(0, "ab", 1, 2)
+        conversation.over = True
+
+    async with connect(forget, silence_timeout=0.3) as (client, coordinator):
+        coordinator.ready = False
+        with pytest.raises(PipelineError, match="not ready within") as caught:
+            await client.generate("hello")
+        assert caught.value.partial.token_ids == (1, 2)
+
+
+async def test_a_refusal_for_want_of_room_says_when_to_ask_again(connect: Connect) -> None:
+    async def refuse(conversation: Conversation) -> None:
+        await conversation.say(Failed(conversation.asked.request, "Overloaded", "full", 1.5))
+
+    async with connect(refuse) as (client, _):
+        with pytest.raises(Overloaded) as caught:
+            await client.generate("hello")
+        assert caught.value.retry_after == 1.5
 
 
 async def test_a_slow_coordinator_that_shows_life_is_waited_for(connect: Connect) -> None:

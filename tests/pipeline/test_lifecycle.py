@@ -54,7 +54,7 @@ async def test_stages_serve_the_next_coordinator(model: Path) -> None:
 
 
 async def test_a_stage_lost_in_a_stream_ends_it_with_its_name_and_the_tokens_so_far(model: Path) -> None:
-    async with pipeline(model, 3, drafter="ngram", timeouts=QUICK) as running:
+    async with pipeline(model, 3, drafter="ngram", timeouts={**QUICK, "recovery": 0.5}) as running:
         stream = running.client.stream(prompt_token_ids=PROMPT, max_new_tokens=400, ignore_eos=True)
 
         async def close_the_stage_when_tokens_come() -> None:
@@ -70,7 +70,7 @@ async def test_a_stage_lost_in_a_stream_ends_it_with_its_name_and_the_tokens_so_
             await complete(running, PROMPT, "flowspec")
 
 
-async def test_a_lost_segment_ends_its_session_and_no_other(model: Path) -> None:
+async def test_a_lost_segment_costs_no_token(model: Path) -> None:
     lost = 0
 
     def lose_one(hop: int, message: Message) -> bool:
@@ -83,12 +83,9 @@ async def test_a_lost_segment_ends_its_session_and_no_other(model: Path) -> None
     transport = MemoryTransport()
     async with pipeline(model, 3, transport=transport, drafter="ngram") as running:
         transport.faults = Faults(drop_forward=lose_one)
-        first, second = await asyncio.gather(
-            complete(running, PROMPT, "flowspec"), complete(running, PROMPT, "flowspec"), return_exceptions=True
-        )
-        broken = [result for result in (first, second) if isinstance(result, FlowspecError)]
-        assert len(broken) == lost == 1
-        assert "a segment was lost" in str(broken[0]) or "segment 5 never arrived" in str(broken[0])
+        results = await asyncio.gather(*(complete(running, PROMPT, "flowspec") for _ in range(2)))
+        assert lost == 1
+        assert all(list(result.token_ids) == alone(model, PROMPT, 24) for result in results)
         assert list((await complete(running, PROMPT, "flowspec")).token_ids) == alone(model, PROMPT, 24)
 
 

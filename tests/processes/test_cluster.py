@@ -37,7 +37,7 @@ async def test_every_node_tells_how_far_it_is(model: Path) -> None:
 
 
 async def test_a_killed_node_ends_the_wait_with_its_name_and_the_signal(model: Path) -> None:
-    async with asyncio.timeout(DEADLINE), LocalCluster(str(model), 2, drafter="ngram") as cluster:
+    async with asyncio.timeout(DEADLINE), LocalCluster(str(model), 2, drafter="ngram", restarts=0) as cluster:
         os.kill(cluster.processes["stage-1"], signal.SIGKILL)
         with pytest.raises(PipelineError, match=r"stage-1 .*signal 9"):
             await cluster.wait()

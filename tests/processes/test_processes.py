@@ -26,8 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model") / "llama", layers=4)
 
 
-def cluster_of(model: Path, **options: object) -> LocalCluster:
-    timeouts = {"heartbeat_interval": 0.2, "heartbeat_deadline": 2.0}
+def cluster_of(model: Path, recovery: float = 30.0, **options: object) -> LocalCluster:
+    timeouts = {"heartbeat_interval": 0.2, "heartbeat_deadline": 2.0, "recovery": recovery}
     return LocalCluster(str(model), 2, dtype="float64", drafter="ngram", timeouts=timeouts, **options)  # type: ignore[arg-type]
 
 
@@ -52,9 +52,9 @@ async def test_processes_write_what_the_model_alone_writes(model: Path) -> None:
                 assert list(result.token_ids) == alone(model, PROMPT, 40), policy
 
 
-async def test_a_killed_stage_is_named_and_nothing_hangs(model: Path) -> None:
+async def test_a_killed_node_that_nobody_starts_again_is_named_and_nothing_hangs(model: Path) -> None:
     async with asyncio.timeout(DEADLINE):
-        async with cluster_of(model) as cluster, cluster.client() as client:
+        async with cluster_of(model, restarts=0, recovery=0.5) as cluster, cluster.client() as client:
             with pytest.raises(FlowspecError) as caught:
                 await first_chunk_then(client, lambda: os.kill(cluster.processes["stage-2"], signal.SIGKILL), 400)
             assert "stage-2" in str(caught.value)
@@ -66,9 +66,46 @@ async def test_a_killed_stage_is_named_and_nothing_hangs(model: Path) -> None:
             assert written == alone(model, PROMPT, len(written))
 
 
-async def test_a_frozen_stage_is_named_after_the_heartbeat_deadline_and_taken_back_when_it_thaws(model: Path) -> None:
+@pytest.mark.parametrize("name", ["stage-1", "stage-2", "draft"])
+async def test_a_killed_node_comes_back_and_the_stream_goes_on(model: Path, name: str) -> None:
     async with asyncio.timeout(DEADLINE):
         async with cluster_of(model) as cluster, cluster.client() as client:
+            result = await first_chunk_then(client, lambda: os.kill(cluster.processes[name], signal.SIGKILL), 200)
+            assert list(result.token_ids) == alone(model, PROMPT, 200)
+
+
+async def test_a_spare_takes_the_place_of_a_killed_stage_that_nobody_starts_again(model: Path) -> None:
+    async with asyncio.timeout(DEADLINE):
+        async with cluster_of(model, restarts=0, spares=1) as cluster, cluster.client() as client:
+            assert "spare-1" in cluster.processes
+            result = await first_chunk_then(client, lambda: os.kill(cluster.processes["stage-2"], signal.SIGKILL), 200)
+            assert list(result.token_ids) == alone(model, PROMPT, 200)
+
+
+async def test_a_stage_that_was_frozen_for_longer_than_the_deadline_takes_part_again(model: Path) -> None:
+    async with asyncio.timeout(DEADLINE):
+        async with cluster_of(model) as cluster, cluster.client() as client:
+            frozen = cluster.processes["stage-1"]
+
+            async def thaw() -> None:
+                while (await client.status()).ready:
+                    pass
+                os.kill(frozen, signal.SIGCONT)
+
+            thawing: list[asyncio.Task[None]] = []
+
+            def freeze() -> None:
+                os.kill(frozen, signal.SIGSTOP)
+                thawing.append(asyncio.ensure_future(thaw()))
+
+            result = await first_chunk_then(client, freeze, 200)
+            await asyncio.gather(*thawing)
+            assert list(result.token_ids) == alone(model, PROMPT, 200)
+
+
+async def test_a_frozen_stage_is_named_after_the_recovery_deadline_and_taken_back_when_it_thaws(model: Path) -> None:
+    async with asyncio.timeout(DEADLINE):
+        async with cluster_of(model, recovery=0.5) as cluster, cluster.client() as client:
             frozen = cluster.processes["stage-1"]
             try:
                 with pytest.raises(PipelineError, match="stage-1"):

@@ -16,8 +16,9 @@ from flowspec.model.block import LayerBlock
 from flowspec.roles.feature_desk import FeatureDesk
 from flowspec.roles.feature_outbox import RESEND_SEGMENTS, FeatureOutbox
 from flowspec.roles.session_table import SessionTable
-from flowspec.roles.stage_session import StageSession, StageTime, bytes_limit
+from flowspec.roles.stage_session import StageSession, bytes_limit
 from flowspec.runtime.compute import ComputeThread
+from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.wire.messages import (
     FINAL,
     DraftTokens,
@@ -75,7 +76,7 @@ def middle(model: Path) -> tuple[StageSession, Collected, Callable[[list[int]], 
     first = LayerBlock.load(model, 0, 2, dtype="float64")
     block = LayerBlock.load(model, 2, 5, dtype="float64")
     collected = Collected()
-    session = StageSession(opened((4, 0, 2, FINAL, 6)), block, StageTime(), collected)
+    session = StageSession(opened((4, 0, 2, FINAL, 6)), block, EmulatedDevice(), collected)
     assert session.taps == (4, 2)
     cache = first.new_cache(100)
 
@@ -138,7 +139,7 @@ async def test_an_idle_stage_collects_as_soon_as_it_hears(model: Path) -> None:
     block = LayerBlock.load(model, 2, 5, dtype="float64")
     compute = ComputeThread("compute")
     try:
-        table = SessionTable("stage-2", block, compute, StageTime(), 1 << 30)
+        table = SessionTable("stage-2", block, compute, EmulatedDevice(), 1 << 30)
         assert await table.open(opened((3,))) == ""
         session = table.find("s", 0)
         assert session is not None
@@ -164,7 +165,7 @@ async def test_nobody_reads_any_more(model: Path) -> None:
     block = LayerBlock.load(model, 2, 5, dtype="float64")
     compute = ComputeThread("compute")
     try:
-        table = SessionTable("stage-2", block, compute, StageTime(), 1 << 30)
+        table = SessionTable("stage-2", block, compute, EmulatedDevice(), 1 << 30)
         await table.open(opened((3,), row_limit=50))
         session = table.find("s", 0)
         assert session is not None
@@ -191,7 +192,7 @@ async def test_a_stage_refuses_what_it_cannot_keep(
     compute = ComputeThread("compute")
     try:
         # Without its features the session would just fit.
-        table = SessionTable("stage-2", block, compute, StageTime(), memory or bytes_limit(opened(()), block))
+        table = SessionTable("stage-2", block, compute, EmulatedDevice(), memory or bytes_limit(opened(()), block))
         assert says in await table.open(opened(taps))
         assert await table.open(opened(())) == ""
         await table.free_all()

@@ -31,6 +31,7 @@ from flowspec.schedule.events import (
     SessionRequested,
     TreeGrown,
 )
+from flowspec.schedule.options import OPTIONS
 from flowspec.wire.messages import NO_PARENT, DraftTokens, RosterEntry
 
 VOCABULARY = 50_000
@@ -128,8 +129,12 @@ class Row:
 class Cache:
     """What a stage (or the drafter) knows of one session: the live rows, and where the accepted prefix ends."""
 
-    def __init__(self, epoch: int) -> None:
+    def __init__(self, epoch: int, *, prunes: bool = True) -> None:
         self.epoch = epoch
+        self.prunes = prunes
+        """False: it applies the verdicts that came with its session's segments, no other."""
+        self.verdict: tuple[int, int] | None = None
+        """At the tail: how far it has sampled."""
         self.rows: dict[int, Row] = {}
         self.frontier: tuple[int, int] | None = None
         self.accepted = 0
@@ -234,7 +239,7 @@ class Stage:
         while self.running is None and not self.wants_core and self.queue and isinstance(self.queue[0], OpenSession):
             opened = self.queue.popleft()
             assert isinstance(opened, OpenSession)
-            self.caches[opened.session] = Cache(opened.epoch)
+            self.caches[opened.session] = Cache(opened.epoch, prunes=self.pipe.prunes[opened.session])
             self.pipe.pass_on(self.index, opened)
         if self.running is None and self.queue and not self.wants_core:
             self.wants_core = True
@@ -246,7 +251,8 @@ class Stage:
         assert isinstance(flight, Flight)
         for entry in flight.roster:
             cache = self.caches.get(entry.session)
-            if cache is not None and cache.epoch == entry.epoch:
+            heeded = cache is not None and (cache.prunes or entry.session == flight.command.session)
+            if cache is not None and heeded and cache.epoch == entry.epoch:
                 cache.apply(entry.frontier, entry.token)
         live = {entry.session for entry in flight.roster}
         for absent in [name for name in self.caches if name not in live]:
@@ -272,7 +278,7 @@ class Stage:
 
     def hear(self, session: str, epoch: int, frontier: int, token: int) -> None:
         cache = self.caches.get(session)
-        if cache is None or cache.epoch != epoch:
+        if cache is None or cache.epoch != epoch or not cache.prunes:
             return
         cache.apply(frontier, token)
         if self.running and self.running[0].command.session == session and self.running[1]:
@@ -300,20 +306,22 @@ class Stage:
     def verify(self, flight: Flight, cache: Cache | None) -> None:
         verdict = None
         if cache is not None and cache.epoch == flight.command.epoch:
-            before = cache.frontier
+            before = verdict = cache.verdict
             if before is None and flight.command.decree in cache.rows:
                 decree = flight.command.decree
-                cache.apply(decree, self.pipe.target.next(cache.rows[decree].digest))
-            while cache.frontier is not None:
-                frontier, token = cache.frontier
+                verdict = (decree, self.pipe.target.next(cache.rows[decree].digest))
+            while verdict is not None:
+                frontier, token = verdict
                 child = next((s for s, r in cache.rows.items() if r.parent == frontier and r.token == token), None)
                 if child is None:
                     break
-                cache.apply(child, self.pipe.target.next(cache.rows[child].digest))
-            verdict = cache.frontier
-            if verdict != before and self.pipe.timing.features is not None:
-                self.pipe.send_features(flight.command.session, cache.epoch, cache.accepted)
+                verdict = (child, self.pipe.target.next(cache.rows[child].digest))
+            cache.verdict = verdict
             if verdict is not None and verdict != before:
+                if self.pipe.timing.features is not None:
+                    self.pipe.send_features(flight.command.session, cache.epoch, cache.position(verdict[0]) + 1)
+                if cache.prunes:
+                    cache.apply(*verdict)
                 self.pipe.broadcast(flight.command.session, flight.command.epoch, *verdict)
         self.pipe.return_segment(flight, verdict)
 
@@ -333,6 +341,8 @@ class Result:
 
 class FakePipe:
     """Runs a `Scheduler` against fake stages until nothing is left to happen."""
+
+    stage_type: type[Stage] = Stage
 
     def __init__(
         self,
@@ -354,10 +364,12 @@ class FakePipe:
         self.checks = checks
         self.now = 0.0
         self.results: dict[str, Result] = {}
-        self.stages = [Stage(self, index) for index in range(len(timing.stages))]
+        self.stages = [self.stage_type(self, index) for index in range(len(timing.stages))]
         self.machine = Machine(timing.cores) if timing.cores else None
         self.given: dict[str, Cache] = {}
-        self.growing: set[str] = set()
+        self.prunes: dict[str, bool] = {}
+        self.most_live: dict[str, int] = {}
+        self.growing: set[tuple[str, int]] = set()
         self.draft_busy = 0.0
         self.steps = 0
         self.draft_steps = 0
@@ -389,6 +401,11 @@ class FakePipe:
 
     def request(self, request: SessionRequested, when: float = 0.0) -> None:
         self.results[request.session] = Result()
+        options = request.options or OPTIONS[request.policy]()
+        self.prunes[request.session] = options.prunes
+        self.most_live[request.session] = options.live_tokens
+        if request.options is None and request.policy == "flowspec":
+            self.most_live[request.session] = self.scheduler.live_limit
         self.at(when, lambda: self.tell(request))
 
     def run(self, most_steps: int = 200_000) -> dict[str, Result]:
@@ -463,11 +480,12 @@ class FakePipe:
 
     def check_rows(self, cache: Cache, flight: Flight) -> None:
         if self.checks and cache.frontier is not None:
-            assert len(cache.rows) - 1 <= self.scheduler.live_limit, "more live rows than promised"
+            assert len(cache.rows) - 1 <= self.most_live[flight.command.session], "more live rows than promised"
 
     def check_growth(self, command: GrowTree) -> None:
-        assert command.session not in self.growing, "two growths at once"
-        self.growing.add(command.session)
+        key = (command.session, command.epoch)
+        assert key not in self.growing, "two growths at once"
+        self.growing.add(key)
         cache = self.given.get(command.session)
         if cache is None or cache.epoch != command.epoch:
             cache = self.given[command.session] = Cache(command.epoch)
@@ -496,7 +514,8 @@ class FakePipe:
             self.draft()
             return
         cache = self.given[command.session]
-        children = tuple((s, self.guess(command.session, cache, s)) for s in command.expand if s in cache.rows)
+        most = command.width or None
+        children = tuple((s, self.guess(command.session, cache, s)[:most]) for s in command.expand if s in cache.rows)
         again = len(set(command.expand) - set(command.draft.serials))
         self.redrafted += again
         seconds = self.timing.draft(len(command.draft) + again) * self.factor()
@@ -506,7 +525,7 @@ class FakePipe:
         def done() -> None:
             self._drafting = False
             self.release()
-            self.growing.discard(command.session)
+            self.growing.discard((command.session, command.epoch))
             self.tell(TreeGrown(command.session, command.epoch, children, self.now - asked))
             self.draft()
 

@@ -5,7 +5,6 @@ import pytest
 from flowspec.errors import ConfigurationError, InvariantViolation
 from flowspec.schedule.arbiter import Scheduler
 from flowspec.schedule.events import (
-    BreakSession,
     Command,
     FinishSession,
     OpenSession,
@@ -102,21 +101,21 @@ def test_events_of_unknown_sessions_older_epochs_and_unknown_tickets_are_no_ops(
     scheduler.check_integrity()
 
 
-def test_a_segment_that_was_overtaken_breaks_its_session_once() -> None:
+def test_a_segment_that_was_overtaken_makes_its_session_begin_again() -> None:
     scheduler, _ = scheduler_with("a", "b")
     scheduler.handle(SegmentTaken(1))
     commands = scheduler.handle(SegmentReturned(2, "b", 0, 0, 2, 8))
-    assert [command.session for command in commands if isinstance(command, BreakSession)] == ["a"]
+    assert [command for command in commands if isinstance(command, OpenSession)] == [OpenSession("a", 1)]
     assert scheduler.sessions["b"].output == [8]
     scheduler.check_integrity()
 
 
-def test_a_lost_pipe_breaks_every_session_that_had_something_in_it() -> None:
+def test_a_lost_pipe_stops_every_session() -> None:
     scheduler, _ = scheduler_with("a", "b")
     scheduler.handle(SegmentTaken(1))
     commands = scheduler.handle(PipeLost())
-    assert [command.session for command in commands if isinstance(command, BreakSession)] == ["a", "b"]
-    assert owners(commands) == []
+    assert commands == []
+    assert not any(session.active for session in scheduler.sessions.values())
     assert scheduler.in_flight == 0
 
 

@@ -289,7 +289,7 @@ def taken(node: Node) -> range:
 
 
 def test_the_policies_of_a_file_are_those_that_there_are() -> None:
-    from flowspec.schedule.arbiter import POLICIES
+    from flowspec.schedule.policies import POLICIES
     from flowspec.topology.sections import PolicyName
 
     assert set(get_args(PolicyName)) == set(POLICIES)

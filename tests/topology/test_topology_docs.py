@@ -10,6 +10,8 @@ from pydantic import BaseModel
 
 from flowspec.topology import Topology
 from flowspec.topology.document import parse_document
+from flowspec.topology.keys import Keys
+from flowspec.topology.profiles import DraftProfile, LinkProfile, Profile, StageProfile
 from flowspec.topology.sections import (
     Drafter,
     Emulation,
@@ -18,6 +20,9 @@ from flowspec.topology.sections import (
     LinkEmulation,
     NodeEntry,
     SamplingDefaults,
+    Spare,
+    StepEmulation,
+    Synthetic,
     Timeouts,
 )
 
@@ -27,12 +32,18 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Top level": Topology,
     "`nodes`": NodeEntry,
     "`emulate`": Emulation,
+    "`synthetic`": Synthetic,
     "`drafter`": Drafter,
     "`sampling`": SamplingDefaults,
+    "`keys`": Keys,
     "`limits`": Limits,
     "`timeouts`": Timeouts,
     "`link` and `links`": Link,
+    "`spares`": Spare,
 }
+PROFILES: set[type[BaseModel]] = {Profile, StageProfile, DraftProfile, LinkProfile}
+"""Of files of their own, see docs/emulation.md."""
+
 SIZES = {2 * 1024**3: "2GiB", 64 * 1024**2: "64MiB"}
 OF_THE_TOPOLOGY = ("device", "dtype", "threads", "model")
 
@@ -49,7 +60,9 @@ def shown_default(schema: type[BaseModel], name: str) -> str:
         return "required"
     if schema is NodeEntry and name in OF_THE_TOPOLOGY:
         return "the topology's"
-    if (schema, name) == (NodeEntry, "bind"):
+    if schema is Spare and name in OF_THE_TOPOLOGY:
+        return "the stage's"
+    if name == "bind":
         return "the host"
     if isinstance(field.default, Drafter):
         return f"`{field.default.kind}`"
@@ -57,8 +70,10 @@ def shown_default(schema: type[BaseModel], name: str) -> str:
         return "see below"
     if (schema, name) == (Topology, "threads"):
         return "`auto`"
-    if field.default is None or field.default == ():
+    if field.default in (None, ()) or (schema is Keys and field.default == {}):
         return "none"
+    if field.default == {}:
+        return "`{}`"
     if isinstance(field.default, bool):
         return f"`{str(field.default).lower()}`"
     return (
@@ -78,13 +93,14 @@ def test_no_section_of_the_schema_is_left_out() -> None:
         return direct.union(*map(subclasses, direct))
 
     section = next(base for base in Limits.__mro__ if base.__name__ == "Section")
-    assert subclasses(section) == {*SECTIONS.values(), LinkEmulation}
+    assert subclasses(section) == {*SECTIONS.values(), LinkEmulation, StepEmulation} | PROFILES
 
 
 def test_the_examples_work(capsys: pytest.CaptureFixture[str]) -> None:
     yaml_examples = re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL)
-    shortest, hybrid, links = (parse_document(text).value for text in yaml_examples)
+    shortest, spares, hybrid, links = (parse_document(text).value for text in yaml_examples)
     assert Topology.local().replace(**shortest).client_address == "tcp://127.0.0.1:5700"
+    assert Topology.local().replace(**spares).spares[0].port == 5740
     drafter = Topology.local().replace(**hybrid).effective_drafter
     assert (drafter.kind, drafter.model_kind, drafter.taps) == ("hybrid", "eagle3", None)
     assert Topology.local().replace(**links).links[0].latency == pytest.approx(0.04)

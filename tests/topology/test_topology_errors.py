@@ -52,7 +52,7 @@ MISTAKES = (
     ),
     Mistake("a gap in the layers", "4-7", "5-7", 5, "nodes.2.layers", "leaves a gap: one ends with layer 3"),
     Mistake(
-        "a policy that there is not", "nodes:", "policy: fast\nnodes:", 2, "policy", "'flowspec' or 'autoregressive'"
+        "a policy that there is not", "nodes:", "policy: fast\nnodes:", 2, "policy", "'flowspec', 'autoregressive'"
     ),
     Mistake("an overlap of layers", "4-7", "3-7", 5, "nodes.2.layers", "leaves an overlap: one ends with layer 3"),
     Mistake("layers that begin late", "0-3", "1-3", 4, "nodes.1.layers", "the first stage begins with layer 0"),

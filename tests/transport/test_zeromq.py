@@ -279,13 +279,13 @@ async def test_closing_sends_what_was_sent_before(opened: Opened) -> None:
 async def test_names_and_wildcards_can_be_listened_on(opened: Opened) -> None:
     port = opened.topology.draft_node.port
     for host in ("localhost", "*", "0.0.0.0", "127.0.0.1"):
-        sockets = SocketSet("node", SocketOptions())
+        sockets = SocketSet("node", SocketOptions(), insecure=True)
         await sockets.bind(sockets.create(zmq.PULL, "in", 1), host, port)
         await sockets.close(0)
 
 
 async def test_an_address_of_another_machine_cannot_be_listened_on(opened: Opened) -> None:
-    sockets = SocketSet("node-7", SocketOptions())
+    sockets = SocketSet("node-7", SocketOptions(), insecure=True)
     try:
         with pytest.raises(
             TransportError, match=r"node node-7: cannot listen on 192\.0\.2\.1:.*\n.*`bind` of node node-7"

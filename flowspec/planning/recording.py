@@ -1,0 +1,198 @@
+"""A real run, written down so that any schedule can be simulated on it: what the target wrote, what the drafter said.
+
+The file holds one JSON object a line. The first says what was recorded; then, for each prompt, a line with its token
+ids, and a line per position of the output:
+
+    {"flowspec_recording": 1, "model": "...", "drafter": "...", "width": 4, "levels": 4, "breadth": 8, ...}
+    {"prompt": [1, 2, 3]}
+    {"token": 7, "drafts": [[[], [[7, -0.1], [9, -2.5]]], [[9], [[4, -0.3]]]]}
+
+`token` is what the target wrote after the text so far, and `drafts` has, per path of guesses behind that text, the
+children that the drafter named there with their log-probabilities, best first. So a token of the true text has exactly
+the children that the drafter gave it when it knew all the text before (and, a draft head, the target's features of it:
+a pipeline's drafter, which is ahead of them, may do a little worse). Off the true path the recording is as deep and as
+wide as it was made; beyond that, children get the mean probabilities of those that were recorded, and since nothing
+there ever comes true, only what is sent in vain depends on them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from math import exp, log
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flowspec.errors import ConfigurationError
+from flowspec.schedule.events import GrowTree
+from flowspec.synthetic.guesses import Children
+
+FORMAT = 1
+
+HOW_TO_MAKE = "python -m flowspec.bench.record writes one"
+
+Guessed = tuple[int, ...]
+Guess = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """What was recorded behind one token of the true text."""
+
+    token: int
+    """The target's next token."""
+    drafts: dict[Guessed, Guess]
+    """Children by path of guesses; the empty path is the token itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One prompt and what was written behind it; `positions[0]` belongs to the last token of the prompt."""
+
+    prompt: tuple[int, ...]
+    positions: tuple[Position, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A `Language` of as many sessions as wanted: they take the passages in turn."""
+
+    passages: tuple[Passage, ...]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def passage(self, session: int) -> Passage:
+        return self.passages[session % len(self.passages)]
+
+    def target(self, session: int) -> Callable[[int], int]:
+        passage = self.passage(session)
+        first = len(passage.prompt)
+
+        def token(position: int) -> int:
+            # Whoever looks one token past the end gets one that nobody guessed.
+            index = position - first
+            return passage.positions[index].token if index < len(passage.positions) else -1
+
+        return token
+
+    def guesses(self, session: int) -> RecordedGuesses:
+        return RecordedGuesses(self.passage(session), self.typical)
+
+    @property
+    def typical(self) -> tuple[float, ...]:
+        """Mean probabilities of a token's children, the best first."""
+        found = [guess for passage in self.passages for each in passage.positions for guess in each.drafts.values()]
+        widest = max((len(guess) for guess in found), default=0)
+        sums = [sum(exp(guess[rank][1]) for guess in found if rank < len(guess)) for rank in range(widest)]
+        return tuple(total / len(found) for total in sums)
+
+    # ---- the file ----------------------------------------------------------------------------------------------------
+
+    def write(self, path: str | Path) -> None:
+        lines = [json.dumps({"flowspec_recording": FORMAT, **self.about})]
+        for passage in self.passages:
+            lines.append(json.dumps({"prompt": passage.prompt}))
+            lines += [_line(position) for position in passage.positions]
+        try:
+            Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"the recording cannot be written to {path}: {error.strerror or error}") from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recording:
+        """The recording in a file; `ConfigurationError` names the line that is none of one."""
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}", hint=HOW_TO_MAKE) from None
+        except UnicodeDecodeError:
+            raise ConfigurationError(f"{path} is no text", hint=HOW_TO_MAKE) from None
+        return cls._of_lines(str(path), lines)
+
+    @classmethod
+    def _of_lines(cls, path: str, lines: Iterable[str]) -> Recording:
+        about: dict[str, Any] | None = None
+        passages: list[tuple[tuple[int, ...], list[Position]]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                value = json.loads(line)
+                if about is None:
+                    version = value.pop("flowspec_recording")
+                    about = value
+                    if version != FORMAT:
+                        raise ValueError(f"format {version}, this release reads {FORMAT}")
+                elif "prompt" in value:
+                    passages.append((tuple(int(token) for token in value["prompt"]), []))
+                else:
+                    passages[-1][1].append(_position(value))
+            except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+                raise ConfigurationError(
+                    f"{path}:{number} is no line of a recording: {type(error).__name__}: {error}", hint=HOW_TO_MAKE
+                ) from None
+        whole = tuple(Passage(prompt, tuple(positions)) for prompt, positions in passages if prompt and positions)
+        if not whole:
+            raise ConfigurationError(f"{path} holds no recorded text", hint=HOW_TO_MAKE)
+        return cls(whole, about or {})
+
+
+def _line(position: Position) -> str:
+    drafts = [
+        [list(path), [[token, round(score, 4)] for token, score in guess]] for path, guess in position.drafts.items()
+    ]
+    return json.dumps({"token": position.token, "drafts": drafts}, separators=(",", ":"))
+
+
+def _position(value: dict[str, Any]) -> Position:
+    drafts = {
+        tuple(int(token) for token in path): tuple((int(token), min(0.0, float(score))) for token, score in guess)
+        for path, guess in value["drafts"]
+    }
+    return Position(int(value["token"]), drafts)
+
+
+class _Known(NamedTuple):
+    """A token that the drafter was given: the last one of the true text before it, and the path from there."""
+
+    place: int
+    path: Guessed
+
+
+class RecordedGuesses:
+    """The drafter of one session: it says what it said."""
+
+    def __init__(self, passage: Passage, typical: tuple[float, ...]) -> None:
+        self._passage = passage
+        self._last = len(passage.prompt) - 1
+        self._typical = tuple((-2 - rank, log(chance)) for rank, chance in enumerate(typical) if chance > 0.0)
+        self._known: dict[int, _Known] = {}
+
+    def grow(self, command: GrowTree, width: int) -> Children:
+        """At most `width` children of each expanded token; an unknown one has none."""
+        draft = command.draft
+        for serial, parent, token in zip(draft.serials, draft.parents, draft.tokens, strict=True):
+            self._known[serial] = self._place(serial, parent, token, serial <= command.decree)
+        if command.frontier is not None:
+            for serial in [known for known in self._known if known < command.frontier]:
+                del self._known[serial]
+        return tuple(
+            (serial, self._children(self._known[serial])[:width]) for serial in command.expand if serial in self._known
+        )
+
+    def _place(self, serial: int, parent: int, token: int, decreed: bool) -> _Known:
+        if decreed:
+            return _Known(serial - self._last, ())
+        above = self._known.get(parent)
+        if above is None:
+            return _Known(len(self._passage.positions), (token,))
+        at = above.place
+        if not above.path and 0 <= at < len(self._passage.positions) and self._passage.positions[at].token == token:
+            return _Known(at + 1, ())
+        return _Known(at, (*above.path, token))
+
+    def _children(self, known: _Known) -> Guess:
+        if 0 <= known.place < len(self._passage.positions):
+            found = self._passage.positions[known.place].drafts.get(known.path)
+            if found is not None:
+                return found
+        # Nothing of the vocabulary: what was not recorded never comes true.
+        return self._typical

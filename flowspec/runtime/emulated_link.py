@@ -1,0 +1,126 @@
+"""Slow links on a fast network: a channel that delivers what is sent when another network would have.
+
+A message leaves when those before it have left, takes its bytes' time at the link's rate, is then under way for the
+latency and a share of the jitter, and never overtakes. A message without hidden states can have a time of its own: it
+is small enough to slip in between the packets of a larger one, so it keeps nobody waiting, but overtakes nobody either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+from flowspec.runtime.alarm import Alarm
+from flowspec.topology.sections import LinkEmulation
+from flowspec.transport.base import ChannelStatistics, Sender
+from flowspec.wire.messages import Message
+
+if TYPE_CHECKING:
+    import torch
+
+    from flowspec.runtime.node import Node
+    from flowspec.topology import Topology
+
+HEADER_BYTES: Final = 200
+"""Typical size of a header frame: what every message is charged on an emulated link."""
+
+CAPACITY: Final = 64
+"""Messages under way; then senders wait."""
+
+
+class LinkSchedule:
+    """When messages arrive: pure, told the time. `seed` draws the jitter, the same in every run."""
+
+    def __init__(self, link: LinkEmulation, seed: str = "") -> None:
+        self._link = link
+        self._dice = random.Random(seed)
+        self._free_at = 0.0
+        self._newest = 0.0
+
+    def charge(self, tokens: int, size: int) -> int:
+        """Bytes that a message weighs on the link, with hidden states of that many tokens and of `size` bytes."""
+        per_token = self._link.bytes_per_token
+        return HEADER_BYTES + (size if per_token is None else per_token * tokens)
+
+    def arrival(self, now: float, tokens: int = 0, size: int = 0) -> float:
+        """When a message that is sent now, after all others that were asked for, arrives (seconds)."""
+        link = self._link
+        if not tokens and link.message is not None:
+            arrival = now + link.message
+        else:
+            busy = self.charge(tokens, size) / link.rate if link.rate else 0.0
+            self._free_at = max(now, self._free_at) + busy
+            arrival = self._free_at + link.latency
+        if link.jitter:
+            arrival += self._dice.random() * link.jitter
+        self._newest = max(self._newest, arrival)
+        return self._newest
+
+
+class EmulatedSender:
+    """A `Sender` whose messages take the time of an emulated link; `pump` has to run.
+
+    `send` returns the bytes that the link was charged, and waits while too many are under way.
+    """
+
+    def __init__(
+        self,
+        inner: Sender,
+        link: LinkEmulation,
+        *,
+        seed: str = "",
+        clock: Callable[[], float] = time.perf_counter,
+        until: Callable[[float], Awaitable[None]] | None = None,
+    ) -> None:
+        """`until(when)` waits on `clock`; without it, a thread of the pump's own does."""
+        self._inner = inner
+        self._schedule = LinkSchedule(link, seed)
+        self._clock = clock
+        self._until = until
+        self._queue: asyncio.Queue[tuple[float, Message, Sequence[torch.Tensor]]] = asyncio.Queue(CAPACITY)
+
+    async def send(self, message: Message, tensors: Sequence[torch.Tensor] = ()) -> int:
+        tokens, size = sum(len(tensor) for tensor in tensors), own_bytes(tensors)
+        await self._queue.put((self._schedule.arrival(self._clock(), tokens, size), message, tensors))
+        return self._schedule.charge(tokens, size)
+
+    def hidden_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
+        """What these hidden states weigh on the link."""
+        return self._schedule.charge(sum(len(tensor) for tensor in tensors), own_bytes(tensors)) - HEADER_BYTES
+
+    async def pump(self) -> None:
+        """Task: deliver what is due, in order."""
+        async with AsyncExitStack() as stack:
+            until = self._until
+            if until is None:
+                until = (await stack.enter_async_context(Alarm("emulated link"))).until
+            while True:
+                due, message, tensors = await self._queue.get()
+                await until(due)
+                await self._inner.send(message, tensors)
+
+    def statistics(self) -> ChannelStatistics:
+        return self._inner.statistics()
+
+
+def own_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def hidden_bytes(sender: Sender, tensors: Sequence[torch.Tensor]) -> int:
+    """What hidden states weigh on the way through `sender`: their own bytes, or what an emulated link charges."""
+    return sender.hidden_bytes(tensors) if isinstance(sender, EmulatedSender) else own_bytes(tensors)
+
+
+def over_link(sender: Sender, topology: Topology, node: Node, peer: str, channel: str = "pipe") -> Sender:
+    """What `node` sends to `peer` through: slowed down where the topology emulates that link, else `sender` itself."""
+    link = topology.link_emulation(node.name, peer)
+    if link is None:
+        return sender
+    slow = EmulatedSender(sender, link, seed=f"{node.name} {peer} {channel}")
+    node.spawn(slow.pump(), f"link to {peer}")
+    return slow

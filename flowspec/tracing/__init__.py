@@ -1,0 +1,1 @@
+"""What a request did, node by node, on one time line: records, spans, files, figures."""
