@@ -8,6 +8,7 @@ PYTHON    ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 p
              done)
 PIP_FLAGS ?=
 TESTS     ?=
+WORKERS   ?= 2
 BIN       := .venv/bin
 READY     := .venv/.ready
 
@@ -20,8 +21,8 @@ help: ## list these commands
 demo: $(READY) ## run the demo: five processes, three prompts, plain against speculative
 	@$(BIN)/flowspec demo
 
-test: $(READY) ## run the tests; TESTS="tests/topology -x" runs some of them
-	@$(BIN)/python -m pytest $(TESTS)
+test: $(READY) ## run the tests, two files at a time; TESTS="tests/topology -x" runs some of them
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(TESTS)
 
 check: $(READY) ## format, lint, types and import rules
 	@$(BIN)/ruff format --check .

@@ -42,7 +42,7 @@ class FlowspecOptions(PolicyOptions):
     """Continuous, without rounds and turns. `false` switches one of FlowSpec's three mechanisms off."""
 
     tree: int = whole(96, 256, least=2)
-    """Most live draft tokens in flight, of a session that has the pipe to itself; where nodes share cores, at most 48."""
+    """Most live draft tokens in flight, of a session that has the pipe to itself; on shared cores at most 48."""
     segment: int = whole(16, 256)
     """Most tokens in one segment."""
     expand: int = whole(10, 64)

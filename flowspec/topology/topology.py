@@ -84,7 +84,7 @@ class Topology(Section):
     model: Text = DEMO_MODEL
     drafter: Drafter = Drafter()
     policy: PolicyName = "flowspec"
-    policy_options: dict[Name, bool | int | Text] = {}
+    policy_options: dict[Name, bool | int | Text] = Field(default_factory=dict)
     """Of `policy`, for requests that do not ask for another; the policy knows which there are."""
     dtype: Dtype = "float32"
     device: Device = "cpu"

@@ -41,9 +41,9 @@ def test_help_fits_eighty_columns(capsys: pytest.CaptureFixture[str], arguments:
 
 def test_every_option_of_generate_is_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = run_main(capsys, "generate", "--help")
-    wanted = """--connect --topology --model --stages --policy --policy-option --drafter --draft --max-new-tokens --temperature --top-k
-        --top-p --min-p --repetition-penalty --seed --prompt --chat --dtype --stop --ignore-eos --check
-        --connect-timeout --json"""
+    wanted = """--connect --topology --model --stages --policy --policy-option --drafter --draft --max-new-tokens
+        --temperature --top-k --top-p --min-p --repetition-penalty --seed --prompt --chat --dtype --stop --ignore-eos
+        --check --connect-timeout --json"""
     assert [option for option in wanted.split() if option not in out] == []
 
 
@@ -68,7 +68,10 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("--stop", ""), "stop"),
         (("--policy", "psychic"), "no policy 'psychic'"),
         (("--policy", "chunked", "--policy-option", "segment=3"), "the policy chunked has no option 'segment'"),
-        (("--policy", "pruned", "--policy-option", "tree=none"), "the option tree of the policy pruned cannot be 'none'"),
+        (
+            ("--policy", "pruned", "--policy-option", "tree=none"),
+            "the option tree of the policy pruned cannot be 'none'",
+        ),
         (("--policy-option", "tree"), "--policy-option 'tree' is not NAME=VALUE"),
         (("--drafter", "oracle"), "no drafter 'oracle'"),
         (("--dtype", "int4"), "dtype"),

@@ -20,7 +20,8 @@ SCRAPS = (
 )
 NAMES = (
     "model drafter policy dtype device threads sampling limits timeouts link links nodes name role host port bind "
-    "layers emulate kind width context memory from to latency_ms base_ms seed top_p generation_config keys clients directory insecure metrics_port x"
+    "layers emulate kind width context memory from to latency_ms base_ms seed top_p generation_config keys clients "
+    "directory insecure metrics_port x"
 )
 FRAGMENTS = st.sampled_from(SCRAPS.split(" "))
 KEYS = st.sampled_from(NAMES.split(" "))
