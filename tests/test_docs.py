@@ -10,8 +10,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from flowspec.topology import Topology
 
 ROOT = Path(__file__).parent.parent
