@@ -41,6 +41,7 @@ class Inventory:
 def take_inventory(topology: Topology, *, measure: bool, latency: float | None, rate: float | None) -> Inventory:
     """Everything that there is to know before planning; `latency` (seconds) and `rate` (bytes per second) are those of
     links that the topology does not describe. `ConfigurationError` says what is missing."""
+    from flowspec.topology.hosts import canonical_host
     from flowspec.topology.profiles import load_profile
     from flowspec.topology.topology import SYNTHETIC_MODEL
 
@@ -53,6 +54,8 @@ def take_inventory(topology: Topology, *, measure: bool, latency: float | None, 
         model, token_bytes, here = _sizes_of_checkpoint(topology, measure)
     assumed: list[str] = []
     devices = _devices(topology, profile, model, here)
+    if here is not None and len({canonical_host(node.host) for node in topology.nodes}) < len(topology.nodes):
+        assumed.append("a machine of its own for every node, though some share one here: those will be slower")
     return Inventory(devices, model, _links(topology, token_bytes, latency, rate, assumed), tuple(assumed))
 
 

@@ -118,7 +118,7 @@ def _print(topology: Topology, known: Inventory, found: Plan) -> None:
     best = chosen.best
     console.print(f"{best.policy}: {best.tokens_per_second:.1f} tokens/s predicted; bottleneck: {chosen.bottleneck}")
     for words in known.assumed:
-        console.print(f"assumed: {words}", soft_wrap=True)
+        console.print(f"assumed: {words}")
     _print_alternatives(console, found)
     _print_advice(console, topology, found)
     console.print("\nfor the topology file:\n")
