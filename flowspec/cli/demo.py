@@ -25,6 +25,10 @@ POLICIES = ("autoregressive", "flowspec")
 WARM_UP_TOKENS = 8
 DRAFTED = "green"
 
+BOARDS = "paper-7b"
+"""The profile of the slow devices that the demo ends with."""
+BOARD_TOKENS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -47,10 +51,14 @@ def demo(
     trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write what all nodes did, for ui.perfetto.dev.")
     ] = None,
+    boards: Annotated[
+        bool, typer.Option("--boards/--no-boards", help="At the end one prompt as on slow boards, which are emulated.")
+    ] = True,
 ) -> None:
     """Complete three Python prompts on the shipped model, split over processes.
 
-    Each is completed by plain pipelining and by flowspec; both must write the same tokens.
+    Each is completed by plain pipelining and by flowspec; both must write the same tokens. Then one prompt once more,
+    every node and link as slow as those of small boards.
     """
     from flowspec.cli.models import check_models
     from flowspec.cluster import local_topology
@@ -61,7 +69,10 @@ def demo(
     check_trace(trace)
     topology = local_topology("demo", stages)
     check_models(topology)
-    if not run(_demo(topology, options, trace)):
+    fine = run(_demo(topology, options, trace))
+    if boards:
+        fine = run(_on_boards(stages, options)) and fine
+    if not fine:
         raise typer.Exit(1)
 
 
@@ -127,6 +138,40 @@ async def _compare(
     return Comparison(plain, fast, stream.started.sampling)
 
 
+async def _on_boards(stages: int, options: dict[str, Any]) -> bool:
+    """The first prompt on emulated devices and links; whether both policies wrote the same."""
+    from rich.console import Console
+
+    from flowspec.cli.main import debugging
+    from flowspec.cluster import LocalCluster
+    from flowspec.demo.prompts import DEMO_PROMPTS
+    from flowspec.topology import Topology
+    from flowspec.topology.profiles import load_profile
+
+    console, profile = Console(highlight=False), load_profile(BOARDS)
+    few = {**options, "max_new_tokens": min(BOARD_TOKENS, options["max_new_tokens"])}
+    stage, link = profile.stage, profile.link
+    console.print(
+        f"\nprompt 1 once more, {few['max_new_tokens']} tokens, as on boards that take "
+        f"{stage.base_ms + stage.per_token_ms:.0f} ms a stage,\n{link.rate_mbit:g} Mbit/s between them "
+        f"(emulated, profile {BOARDS}):"
+    )
+    topology = Topology.local("demo", stages, profile=BOARDS)
+    async with LocalCluster(topology=topology, debug=debugging()) as cluster, cluster.client() as client:
+        await client.generate(DEMO_PROMPTS[0], policy="flowspec", max_new_tokens=2)
+        stream = client.stream(DEMO_PROMPTS[0], policy="flowspec", **few)
+        async for _ in stream:
+            pass
+        fast = stream.generation
+        plain = await client.generate(DEMO_PROMPTS[0], policy="autoregressive", **few)
+    if stream.started is None or plain.stats is None or fast.stats is None:
+        raise PipelineError("a generation came without its figures")
+    before, after = plain.stats.tokens_per_second, fast.stats.tokens_per_second
+    ratio = f", {after / before:.1f}x" if before else ""
+    console.print(f"autoregressive {before:.1f}/s, flowspec {after:.1f}/s{ratio}")
+    return _judge(console, topology.model, topology.dtype, [Comparison(plain, fast, stream.started.sampling)])
+
+
 class Painter:
     """Prints tokens as they come, those that were drafted in colour."""
 
@@ -181,7 +226,8 @@ def _print_table(console: Console, comparisons: list[Comparison]) -> None:
 def _judge(console: Console, model: str, dtype: str, comparisons: list[Comparison]) -> bool:
     """Did both policies write the same tokens? A difference is let pass only where it is shown to be a tie."""
     if all(comparison.same for comparison in comparisons):
-        console.print(f"both policies wrote the same tokens for all {len(comparisons)} prompts")
+        where = f" for all {len(comparisons)} prompts" if len(comparisons) > 1 else ""
+        console.print(f"both policies wrote the same tokens{where}")
         return True
     from flowspec.model.check import WholeModel, check_generation
 

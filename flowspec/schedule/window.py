@@ -6,8 +6,8 @@ Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
                    the machine whose stages together have most work per core
     round_trip(n)  seconds from sending a segment of n tokens into an empty pipe to its return
     contended      the work of nodes that share a machine's cores, not a stage's own time, is what limits the pipe
-    window         segments in flight that keep the bottleneck busy: round trip / bottleneck, rounded up; at most
-                   stages + 2. Not one more: it would wait in front of the bottleneck and be in the way when the next
+    window         segments in flight that keep the bottleneck busy: round trip / bottleneck, to the nearest whole
+                   number; at most stages + 2. Not one more: it would wait in front of the bottleneck and be in the way when the next
                    verdict comes, and the segment that is chosen after that verdict is worth more. In a contended
                    pipe at most as many as there are cores beside the drafter's: more would slow each other down
     segment(n)     seconds that a segment of n tokens costs when the window is full: what it must be worth

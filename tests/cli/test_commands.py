@@ -71,6 +71,7 @@ def test_the_demo_shows_both_policies_and_the_same_tokens(capfd: pytest.CaptureF
     out = capfd.readouterr().out
     assert caught.value.code == 0, out
     assert "both policies wrote the same tokens for all 3 prompts" in out
+    assert "both policies wrote the same tokens\n" in out.split("emulated")[1]
     assert "ratio" in out
     written = [line for line in out.splitlines() if "│" in line or "━" in line]
     assert written
