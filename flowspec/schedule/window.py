@@ -7,9 +7,10 @@ Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
     round_trip(n)  seconds from sending a segment of n tokens into an empty pipe to its return
     contended      the work of nodes that share a machine's cores, not a stage's own time, is what limits the pipe
     window         segments in flight that keep the bottleneck busy: round trip / bottleneck, to the nearest whole
-                   number; at most stages + 2. Not one more: it would wait in front of the bottleneck and be in the way when the next
-                   verdict comes, and the segment that is chosen after that verdict is worth more. In a contended
-                   pipe at most as many as there are cores beside the drafter's: more would slow each other down
+                   number; at most stages + 2. Not one more: it would wait in front of the bottleneck and be in the way
+                   when the next verdict comes, and the segment that is chosen after that verdict is worth more. In a
+                   contended pipe at most as many as there are cores beside the drafter's: more would slow each other
+                   down
     segment(n)     seconds that a segment of n tokens costs when the window is full: what it must be worth
     queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
                    forward
