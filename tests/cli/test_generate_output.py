@@ -29,6 +29,8 @@ async def write(answer: Answer, **changes: Any) -> int:
             "connect_timeout": 5.0,
             "as_json": False,
             "check": False,
+            "key": None,
+            "trace": None,
         }
         return await _generate(Call(**{**settings, **changes}))
 

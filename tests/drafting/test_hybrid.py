@@ -138,7 +138,7 @@ def test_children_of_all_members_are_joined_each_token_once_and_cut_to_the_width
     found = shares(opened(ngram, model).grow(prompt(), 3))
     assert next(iter(found)) == 2
     assert len(found) == 3
-    assert found[2] > 0.6
+    assert found[2] > max(found[1], 0.3)
     assert model.widths == ngram.widths == [6]
 
 
@@ -221,7 +221,7 @@ def test_real_members_agree_on_what_lives(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "draft", layers=1)
     model = CausalLmDrafter.load(Checkpoint(folder), dtype="float32", device="cpu")
     hybrid = HybridDrafter([NgramDrafter(), model])
-    hybrid.open("s", SamplingParameters(temperature=0.7, seed=3), 200)
+    hybrid.open("s", SamplingParameters(), 200)
     tokens = (5, 6, 7, 8, 5, 6)
     last = len(tokens) - 1
     request = GrowTree("s", 0, (last,), DraftTokens(tuple(range(6)), tuple(range(-1, 5)), tokens), last)

@@ -58,6 +58,8 @@ def shown_default(schema: type[BaseModel], name: str) -> str:
     field = schema.model_fields[name]
     if field.is_required():
         return "required"
+    if field.default_factory is not None:
+        return f"`{field.get_default(call_default_factory=True)}`"
     if schema is NodeEntry and name in OF_THE_TOPOLOGY:
         return "the topology's"
     if schema is Spare and name in OF_THE_TOPOLOGY:
