@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flowspec.bench.matrix import Job
-from flowspec.bench.pipes import SYNTHETIC
 from flowspec.errors import PipelineError
+from flowspec.topology.topology import SYNTHETIC_MODEL
 from flowspec.wire.parameters import SamplingParameters
 
 Asked = tuple[str, float, int, bool, str, str, str]
@@ -39,7 +39,7 @@ class WholeModelJudge:
         self._dtype = dtype
 
     def fault(self, written: Written) -> str | None:
-        if written.job.model == SYNTHETIC:
+        if written.job.model == SYNTHETIC_MODEL:
             return "the synthetic model has one text per seed"
         from flowspec.model.check import check_generation
 

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from flowspec.bench.pipes import Pipe
 from flowspec.bench.speed import Speed, compare, heldout_prompts
 from flowspec.cluster import LocalCluster
 from flowspec.runtime.loop import run
-from flowspec.topology import Topology
 
 STAGES = 4
 KINDS = ("ngram", "causal-lm", "eagle", "eagle3", "hybrid:causal-lm", "hybrid:eagle3")
@@ -23,17 +23,11 @@ TEMPERATURES = (0.0, 0.8)
 OUTPUT = Path("build/drafters.json")
 
 
-def topology_with(kind: str) -> Topology:
-    """Five local nodes with the demo model and one drafter of it."""
-    name, _, of = kind.partition(":")
-    return Topology.local("demo", STAGES, drafter={"kind": name, **({"of": of} if of else {})})
-
-
 async def measure_drafters(kinds: Sequence[str], prompts: list[str], new_tokens: int) -> dict[str, list[Speed]]:
     """By kind of drafter: one `Speed` per temperature."""
     found: dict[str, list[Speed]] = {}
     for kind in kinds:
-        async with LocalCluster(topology=topology_with(kind)) as cluster:
+        async with LocalCluster(topology=Pipe(stages=STAGES).topology(kind)) as cluster:
             found[kind] = [
                 await compare(cluster, prompts, temperature=temperature, new_tokens=new_tokens)
                 for temperature in TEMPERATURES

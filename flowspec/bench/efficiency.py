@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
 from flowspec.bench.matrix import Options, seed_of
-from flowspec.bench.pipes import PAPER_TOKENS_PER_ROUND, Pipe
+from flowspec.bench.pipes import Pipe
 from flowspec.bench.questions import QuestionSet
 from flowspec.bench.records import Record
 from flowspec.bench.statistics import Pace, total
 from flowspec.errors import ConfigurationError
-from flowspec.planning.calibrate import quality_for
-from flowspec.planning.language import Guesses
-from flowspec.planning.pipe import DraftTime, LinkTime, SimulatedPipe, StageTime
+from flowspec.planning.estimate import with_rate, with_uneven
+from flowspec.planning.language import SyntheticLanguage
+from flowspec.planning.pipe import SimulatedPipe
 from flowspec.planning.result import SimulationResult
 from flowspec.planning.simulator import simulate
+from flowspec.planning.sources import pipe_of_profile
 from flowspec.schedule.options import read_options
-from flowspec.synthetic.guesses import Quality, SyntheticGuesses
-from flowspec.synthetic.text import SyntheticText, mix
+from flowspec.synthetic.calibration import quality_for
+from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND, Quality
+from flowspec.synthetic.text import mix
 from flowspec.synthetic.words import WordTokenizer
 from flowspec.topology.profiles import load_profile
 
@@ -33,20 +34,6 @@ SEEDS = range(1, 13)
 TRIAL_TOKENS = 160
 TRIAL_SEED = 1
 """What the simulator writes to compare options."""
-
-
-@dataclass(frozen=True, slots=True)
-class SameText:
-    """What a running synthetic pipe writes and guesses for a request with the seed."""
-
-    quality: Quality
-    seed: int
-
-    def target(self, session: int) -> Callable[[int], int]:
-        return SyntheticText(mix(MODEL_SEED, self.seed)).token
-
-    def guesses(self, session: int) -> Guesses:
-        return SyntheticGuesses(mix(MODEL_SEED, self.seed), self.quality)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +117,10 @@ def simulated_pipe(pipe: Pipe) -> SimulatedPipe:
     """The devices and links that `pipe` emulates."""
     if pipe.profile is None:
         raise ConfigurationError(f"{pipe.name}: only a pipe with a profile can be simulated")
-    profile = load_profile(pipe.profile)
-    link = profile.link
-    stage = StageTime.line(profile.stage.base_ms / 1000, profile.stage.per_token_ms / 1000, profile.stage.layers)
-    rate = link.rate if pipe.rate_mbit is None else pipe.rate_mbit * 1e6 / 8
-    hop = LinkTime(link.latency, rate, link.message, link.jitter, link.bytes_per_token or 0)
-    stages = [stage] * pipe.stages
-    slow = min(2, pipe.stages) - 1
-    stages[slow] = stage.slower(pipe.slow_stage)
-    draft = DraftTime(profile.draft.base_ms / 1000, profile.draft.per_token_ms / 1000)
-    return SimulatedPipe(tuple(stages), (hop,) * (pipe.stages + 1), draft)
+    devices = pipe_of_profile(load_profile(pipe.profile), pipe.stages)
+    if pipe.rate_mbit is not None:
+        devices = with_rate(devices, pipe.rate_mbit * 1e6 / 8)
+    return with_uneven(devices, pipe.slow_stage, min(2, pipe.stages) - 1)
 
 
 def _simulate(
@@ -149,17 +130,12 @@ def _simulate(
         devices,
         policy,
         read_options(policy, options) if options else None,
-        language=SameText(quality, seed),
+        language=SyntheticLanguage(quality, mix(MODEL_SEED, seed)),
         tokens=tokens,
         prompt=prompt,
         trace=policy == "chunked",
     )
 
 
-@lru_cache
-def _calibrated(tokens_per_round: float) -> Quality:
-    return quality_for(tokens_per_round)
-
-
 def _quality(pipe: Pipe) -> Quality:
-    return _calibrated(pipe.tokens_per_round or PAPER_TOKENS_PER_ROUND)
+    return quality_for(pipe.tokens_per_round or PAPER_TOKENS_PER_ROUND)

@@ -23,12 +23,14 @@ from flowspec.cluster import LocalCluster
 from flowspec.planning.language import SyntheticLanguage
 from flowspec.planning.simulator import simulate
 from flowspec.planning.sources import pipe_of_profile
-from flowspec.runtime.emulated_link import HEADER_BYTES, LinkSchedule
+from flowspec.runtime.emulated_link import LinkSchedule
 from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.runtime.loop import run
 from flowspec.synthetic.calibration import quality_for
+from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 from flowspec.synthetic.text import mix
 from flowspec.topology import Topology
+from flowspec.topology.link_calendar import HEADER_BYTES
 from flowspec.topology.profiles import load_profile
 from flowspec.tracing.spans import Span
 from flowspec.tracing.trace import Trace
@@ -36,7 +38,6 @@ from flowspec.tracing.trace import Trace
 POLICIES = ("autoregressive", "chunked", "flowspec")
 PROMPT = tuple(range(64))
 SEED = 5
-TOKENS_PER_ROUND = 5.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def stage_times(trace: Trace, topology: Topology) -> dict[str, list[tuple[float,
     """By stage: (nominal, measured) seconds of the segments that were computed to their end."""
     found: dict[str, list[tuple[float, float]]] = {}
     for stage in topology.stages:
-        device = EmulatedDevice.stage(stage.emulate)
+        device = EmulatedDevice.like(stage.emulate)
         arrivals = {span.number("ticket"): span.start for span in _spans(trace, stage.name, "queued")}
         free, pairs = 0.0, []
         for span in _spans(trace, stage.name, "segment"):
@@ -107,7 +108,7 @@ def stage_times(trace: Trace, topology: Topology) -> dict[str, list[tuple[float,
 def draft_times(trace: Trace, topology: Topology) -> list[tuple[float, float]]:
     """(nominal, measured) seconds of the drafter's steps."""
     emulated = topology.draft_node.emulate
-    device = EmulatedDevice.drafter(emulated.draft if emulated is not None else None)
+    device = EmulatedDevice.like(emulated.draft if emulated is not None else None)
     free, pairs = 0.0, []
     for span in sorted(_spans(trace, topology.draft_node.name, "drafted"), key=lambda span: span.end):
         if device.emulates:
@@ -144,10 +145,12 @@ def _spans(trace: Trace, node: str, kind: str) -> Iterable[Span]:
 
 async def measure(profile: str, stages: int, tokens: int) -> tuple[list[Precision], list[Speed]]:
     """Run every policy once on a synthetic pipe that emulates `profile`."""
-    topology = Topology.local("synthetic", stages, profile=profile, synthetic={"tokens_per_round": TOKENS_PER_ROUND})
+    topology = Topology.local(
+        "synthetic", stages, profile=profile, synthetic={"tokens_per_round": PAPER_TOKENS_PER_ROUND}
+    )
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     rates: dict[str, float] = {}
-    language = SyntheticLanguage(quality_for(TOKENS_PER_ROUND), mix(0, SEED))
+    language = SyntheticLanguage(quality_for(PAPER_TOKENS_PER_ROUND), mix(0, SEED))
     async with LocalCluster(topology=topology) as cluster, cluster.client() as client:
         for policy in POLICIES:
             asked: dict[str, Any] = {

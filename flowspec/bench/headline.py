@@ -16,11 +16,12 @@ from flowspec.bench.agreement import Judge
 from flowspec.bench.comparison import Comparison, compare
 from flowspec.bench.efficiency import Efficiency, efficiency_of, fastest, typical_seed
 from flowspec.bench.matrix import Contender, Matrix
-from flowspec.bench.pipes import SYNTHETIC, Pipe
+from flowspec.bench.pipes import Pipe
 from flowspec.bench.questions import QuestionSet, read_set
 from flowspec.bench.records import Log, Record
 from flowspec.bench.runner import Campaign, OpenPipe
 from flowspec.schedule.options import read_options
+from flowspec.topology.topology import SYNTHETIC_MODEL
 
 PAPER: Final = "paper_7b"
 OPPONENTS: Final = ("flowspec", "chunked", "pipedec", "autoregressive")
@@ -62,11 +63,11 @@ class Section:
 
 def sections_of(extent: Extent) -> tuple[Section, ...]:
     """What the headline is about, in the order of measuring."""
-    seven = Pipe(SYNTHETIC, 4, "paper-7b")
+    seven = Pipe(SYNTHETIC_MODEL, 4, "paper-7b")
     return (
         Section(PAPER, seven, EVERYBODY if extent.everybody else OPPONENTS, swept=extent.finalists > 0),
         Section("eight_stages", replace(seven, stages=8), OPPONENTS),
-        Section("slow_link", Pipe(SYNTHETIC, 4, "slow-link"), OPPONENTS),
+        Section("slow_link", Pipe(SYNTHETIC_MODEL, 4, "slow-link"), OPPONENTS),
         Section("uneven_stages", replace(seven, slow_stage=2.0), ("flowspec", "chunked", "autoregressive")),
         Section("two_stages", replace(seven, stages=2), ("flowspec", "autoregressive")),
     )

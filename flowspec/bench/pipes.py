@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from flowspec.client import Client
 from flowspec.errors import ConfigurationError
+from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 from flowspec.topology import Topology
 from flowspec.topology.profiles import Profile, load_profile
-
-SYNTHETIC: Final = "synthetic"
-"""The model without weights."""
-PAPER_TOKENS_PER_ROUND: Final = 5.4
-"""What `chunked` writes in a round with the drafts of the paper's set-up, at temperature 0."""
+from flowspec.topology.topology import SYNTHETIC_MODEL
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class Pipe:
     def __post_init__(self) -> None:
         if self.profile is None and (self.rate_mbit is not None or self.slow_stage != 1.0):
             raise ConfigurationError("link rates and slow stages are emulated: name a profile as well")
-        if self.model == SYNTHETIC and self.profile is None:
+        if self.model == SYNTHETIC_MODEL and self.profile is None:
             raise ConfigurationError("the synthetic model takes no time of its own: name a profile as well")
 
     @property
@@ -59,7 +56,7 @@ class Pipe:
         """On free ports; `drafter` is a kind, or `hybrid:KIND` for n-grams joined with that one."""
         kind, _, joined = drafter.partition(":")
         values: dict[str, Any] = {"drafter": {"kind": kind, **({"of": joined} if joined else {})}}
-        if self.model == SYNTHETIC:
+        if self.model == SYNTHETIC_MODEL:
             values["synthetic"] = {"tokens_per_round": self.tokens_per_round or PAPER_TOKENS_PER_ROUND}
         if self.profile is None:
             return Topology.local(self.model, self.stages, **values)

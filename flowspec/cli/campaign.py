@@ -10,6 +10,7 @@ import typer
 
 from flowspec.cli.many import counts, numbers, separate
 from flowspec.errors import ConfigurationError
+from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +52,7 @@ def run(
     link_rates: Annotated[Many, typer.Option(metavar="MBIT", help="Of the emulated links, in Mbit/s.")] = None,
     slow_stage: Annotated[float, typer.Option(help="One emulated stage is so many times slower.")] = 1.0,
     tokens_per_round: Annotated[
-        float | None, typer.Option(help="Of chunked, with the synthetic model.  [default: 5.4]")
+        float | None, typer.Option(help=f"Of chunked, with the synthetic model.  [default: {PAPER_TOKENS_PER_ROUND}]")
     ] = None,
     connect: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Measure a running pipeline.")] = None,
     tokens: Tokens = 128,
@@ -135,9 +136,10 @@ def _pipes(
     tokens_per_round: float | None,
 ) -> tuple[tuple[Pipe, ...], tuple[str, ...]]:
     """The pipes, every topology of which has been made once, and the drafters."""
-    from flowspec.bench.pipes import SYNTHETIC, Pipe, running_pipe
+    from flowspec.bench.pipes import Pipe, running_pipe
     from flowspec.cli.models import check_models
     from flowspec.runtime.loop import run
+    from flowspec.topology.topology import SYNTHETIC_MODEL
 
     if connect is not None:
         given = {"--stages": stages, "--profiles": profiles, "--link-rates": rates, "--drafters": drafters}
@@ -149,7 +151,7 @@ def _pipes(
         pipe, drafter = run(running_pipe(connect if "://" in connect else f"tcp://{connect}"))
         return (pipe,), (drafter,)
     pipes = tuple(
-        Pipe(model, count, profile, rate, slow_stage, tokens_per_round if model == SYNTHETIC else None)
+        Pipe(model, count, profile, rate, slow_stage, tokens_per_round if model == SYNTHETIC_MODEL else None)
         for count in counts(stages, "--stages") or [4]
         for profile in separate(profiles) or (None,)
         for rate in numbers(rates, "--link-rates") or (None,)

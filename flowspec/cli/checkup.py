@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from flowspec.errors import FlowspecError
 
 if TYPE_CHECKING:
+    from flowspec.model.target import Target
     from flowspec.topology import Node, Topology
 
 State = Literal["ok", "warning", "bad"]
@@ -135,8 +136,7 @@ def _free(node: Node, port: int) -> bool:
 def check_models(topology: Topology, here: set[str], running: set[str]) -> Iterator[Finding]:
     """Model, tokenizer and memory of the nodes of this machine that do not run yet."""
     from flowspec.cli.render import size
-    from flowspec.model.hub import resolve_model
-    from flowspec.model.weights import Checkpoint
+    from flowspec.model.target import open_target
     from flowspec.runtime.reach import memory
 
     prints: dict[tuple[str, str], list[str]] = {}
@@ -145,9 +145,9 @@ def check_models(topology: Topology, here: set[str], running: set[str]) -> Itera
         if node.name not in here or node.name in running:
             continue
         try:
-            checkpoint = Checkpoint(resolve_model(node.model))
-            key = (checkpoint.fingerprint()[:12], checkpoint.tokenizer_hash()[:12])
-            weights = _weights(topology, node, checkpoint)
+            target = open_target(topology, node.model)
+            key = (target.fingerprint()[:12], target.tokenizer_hash()[:12])
+            weights = _weights(topology, node, target)
         except FlowspecError as error:
             yield Finding("model", node.name, "bad", error.message, error.hint or "")
             continue
@@ -172,17 +172,19 @@ def check_models(topology: Topology, here: set[str], running: set[str]) -> Itera
         )
 
 
-def _weights(topology: Topology, node: Node, checkpoint: object) -> int:
+def _weights(topology: Topology, node: Node, target: Target) -> int:
+    """Bytes that the node will load; the synthetic model has none."""
     from flowspec.drafting.plan import plan_drafter
     from flowspec.model.layout import block_bytes
-    from flowspec.model.weights import Checkpoint
     from flowspec.roles.introduction import layer_range
+    from flowspec.synthetic.model import SyntheticModel
 
-    assert isinstance(checkpoint, Checkpoint)
+    if isinstance(target, SyntheticModel):
+        return 0
     if node.role == "draft":
-        return plan_drafter(topology, checkpoint).weights
-    first, end = layer_range(topology, node.name, checkpoint)
-    return block_bytes(checkpoint, first, end, node.dtype).weights
+        return plan_drafter(topology, target).weights
+    first, end = layer_range(topology, node.name, target)
+    return block_bytes(target, first, end, node.dtype).weights
 
 
 async def check_reach(topology: Topology, here: set[str]) -> list[Finding]:

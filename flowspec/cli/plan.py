@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flowspec.errors import ConfigurationError, TopologyError
+from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from flowspec.topology import Topology
 
 WIDTH = 80
-TOKENS_PER_ROUND = 5.4
 SHOWN = 6
 """Alternatives that the table shows."""
 
@@ -33,16 +33,16 @@ def plan(
     rate: Annotated[float | None, typer.Option(help="Their Mbit/s.")] = None,
     tokens_per_round: Annotated[
         float, typer.Option(help="How good drafts are: what a round of chunked writes.")
-    ] = TOKENS_PER_ROUND,
+    ] = PAPER_TOKENS_PER_ROUND,
     tokens: Annotated[int, typer.Option(help="Tokens that a simulated request writes.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
 ) -> None:
     """Divide the layers of a topology's model among its nodes, and predict the speed. Nothing is started."""
     from flowspec.cli.inventory import take_inventory
     from flowspec.planning import planner
-    from flowspec.planning.calibrate import quality_for
     from flowspec.planning.estimate import Workload
     from flowspec.planning.language import SyntheticLanguage
+    from flowspec.synthetic.calibration import quality_for
     from flowspec.topology import Topology
 
     if tokens < 2:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowspec.errors import ConfigurationError
+from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 
 if TYPE_CHECKING:
     from flowspec.planning.estimate import Estimate, Workload
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 PROFILE = "paper-7b"
 POLICIES = ("autoregressive", "chunked", "flowspec")
-TOKENS_PER_ROUND = 5.4
 WIDTH = 80
 LEGEND = """verdict, round: tokens written for each; cost: tokens that each stage computed
 per token written; busy: the busiest stage's share of the time"""
@@ -51,7 +51,7 @@ def simulate(
     prompt: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 64,
     quality: Annotated[float | None, typer.Option(help="Mean probability of the drafter's best guess.")] = None,
     tokens_per_round: Annotated[
-        float | None, typer.Option(help=f"Or: what a round of chunked writes.  [default: {TOKENS_PER_ROUND}]")
+        float | None, typer.Option(help=f"Or: what a round of chunked writes.  [default: {PAPER_TOKENS_PER_ROUND}]")
     ] = None,
     recording: Annotated[Path | None, typer.Option(metavar="FILE", help="Or: text and drafts of a real run.")] = None,
     sweep: Annotated[
@@ -140,10 +140,10 @@ def _pipe(topology: Path | None, profile: str | None, stages: int | None) -> tup
 def _languages(
     quality: float | None, tokens_per_round: float | None, recording: Path | None, seed: int, runs: int
 ) -> tuple[tuple[Language, ...], str]:
-    from flowspec.planning.calibrate import quality_for
     from flowspec.planning.estimate import texts
     from flowspec.planning.language import SyntheticLanguage
     from flowspec.planning.recording import Recording
+    from flowspec.synthetic.calibration import quality_for
     from flowspec.synthetic.guesses import Quality
 
     if sum(given is not None for given in (quality, tokens_per_round, recording)) > 1:
@@ -156,7 +156,7 @@ def _languages(
     if quality is not None:
         found, words = Quality(quality), f"quality {quality:g}"
     else:
-        per_round = tokens_per_round or TOKENS_PER_ROUND
+        per_round = tokens_per_round or PAPER_TOKENS_PER_ROUND
         found, words = quality_for(per_round), f"{per_round:g} tokens a round"
     language = SyntheticLanguage(found, seed)
     return texts(language, runs), words
@@ -177,22 +177,11 @@ def _sweep(text: str | None) -> tuple[str, list[float | None]]:
 
 
 def _write_trace(path: Path, pipe: SimulatedPipe, workload: Workload, policies: dict[str, PolicyOptions]) -> None:
-    from flowspec.planning.simulator import simulate as run
     from flowspec.tracing.trace import Trace
 
     traces = []
     for name, options in policies.items():
-        result = run(
-            pipe,
-            name,
-            options,
-            language=workload.languages[0],
-            tokens=workload.tokens,
-            sessions=workload.sessions,
-            prompt=workload.prompt,
-            overheads=workload.overheads,
-            trace=True,
-        )
+        result = workload.run(0, pipe, name, options, trace=True)
         assert result.trace is not None
         traces.append(result.trace)
     (traces[0] if len(traces) == 1 else Trace.merged(traces)).write(path)

@@ -10,6 +10,7 @@ from typing import Any
 
 from flowspec.errors import InvariantViolation
 from flowspec.planning.pipe import LinkTime
+from flowspec.topology.link_calendar import LinkCalendar
 
 MOST_EVENTS = 50_000_000
 """After which a simulation counts as one that never ends."""
@@ -43,23 +44,12 @@ class Channel:
     def __init__(self, clock: VirtualClock, link: LinkTime, overhead: float, dice: random.Random) -> None:
         self._clock = clock
         self._overhead = overhead
-        self._dice = dice
         self._link = link
-        self._free_at = 0.0
-        self._last = 0.0
+        self._calendar = LinkCalendar(link, dice)
 
     def arrival(self, tokens: int) -> float:
         """When a message that is sent now, with hidden states of that many tokens, arrives."""
-        link, now = self._link, self._clock.now
-        if not tokens and link.message is not None:
-            when = now + link.message
-        else:
-            self._free_at = max(now, self._free_at) + link.busy(tokens)
-            when = self._free_at + link.latency
-        if link.jitter:
-            when += self._dice.random() * link.jitter
-        self._last = max(self._last, when + self._overhead)
-        return self._last
+        return self._calendar.arrival(self._clock.now, tokens, self._link.busy(tokens)) + self._overhead
 
 
 class Cores:

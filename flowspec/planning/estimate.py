@@ -39,6 +39,30 @@ class Workload:
     def synthetic(cls, language: SyntheticLanguage, runs: int, **more: Any) -> Workload:
         return cls(texts(language, runs), **more)
 
+    def run(
+        self,
+        number: int,
+        pipe: SimulatedPipe,
+        policy: str,
+        options: PolicyOptions | None = None,
+        *,
+        trace: bool = False,
+    ) -> SimulationResult:
+        """Simulate the run with that number."""
+        return simulate(
+            pipe,
+            policy,
+            options,
+            language=self.languages[number],
+            tokens=self.tokens,
+            sessions=self.sessions,
+            prompt=self.prompt,
+            overheads=self.overheads,
+            width=self.width,
+            seed=number,
+            trace=trace,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -89,22 +113,8 @@ class Estimate:
 
 def estimate(pipe: SimulatedPipe, policy: str, workload: Workload, options: PolicyOptions | None = None) -> Estimate:
     """What `policy` makes of `workload` on `pipe`."""
-    results = [
-        simulate(
-            pipe,
-            policy,
-            options,
-            language=language,
-            tokens=workload.tokens,
-            sessions=workload.sessions,
-            prompt=workload.prompt,
-            overheads=workload.overheads,
-            width=workload.width,
-            seed=number,
-        )
-        for number, language in enumerate(workload.languages)
-    ]
-    return Estimate.of(policy, results)
+    runs = range(len(workload.languages))
+    return Estimate.of(policy, [workload.run(number, pipe, policy, options) for number in runs])
 
 
 # ---- one thing changed -----------------------------------------------------------------------------------------------

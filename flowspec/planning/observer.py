@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from flowspec.planning.pipe import HEADER_BYTES
 from flowspec.planning.stage import Flight
 from flowspec.schedule.events import Command, EmitTokens, Event, GrowTree, SegmentReturned, SendSegment
 from flowspec.synthetic.guesses import Children
+from flowspec.topology.link_calendar import HEADER_BYTES
 from flowspec.tracing.spans import Span, Value
 from flowspec.tracing.trace import Trace
 

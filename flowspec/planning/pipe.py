@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 
 from flowspec.errors import ConfigurationError
 from flowspec.schedule.events import PipeProfile, interpolate
-
-HEADER_BYTES = 200
-"""Typical size of a header: what a message without tensors weighs on a link."""
+from flowspec.topology.link_calendar import HEADER_BYTES
 
 CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 """Segment sizes of the time curves that a scheduler is told."""

@@ -30,7 +30,7 @@ from flowspec.roles.pipe_watch import PipeWatch
 from flowspec.roles.recovery import Recovery
 from flowspec.roles.trace_desk import TraceDesk
 from flowspec.runtime.compute import ComputeThread
-from flowspec.runtime.emulated_link import over_link
+from flowspec.runtime.emulated_link import over_link, own_bytes
 from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.runtime.metrics import Metric
 from flowspec.runtime.node import Node
@@ -181,7 +181,7 @@ class Coordinator(Node):
             vocab_size=self._vocab_size,
             deadline=self.topology.timeouts.progress,
             apply=self.apply,
-            device=EmulatedDevice.drafter(emulated.draft if (emulated := self.topology.draft_node.emulate) else None),
+            device=EmulatedDevice.like(emulated.draft if (emulated := self.topology.draft_node.emulate) else None),
         )
         self._features = FeatureDesk(self._hidden_size, self._drafts.take_features)
         self._drafts.abandon = self._features.abandon
@@ -404,7 +404,7 @@ class Coordinator(Node):
         assert self._desk is not None
         request = self._desk.requests.get(message.session)
         if request is not None:
-            size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+            size = own_bytes(tensors)
             request.link_bytes += size
             if self._traces.live:
                 self._traces.hear_features(message, size)

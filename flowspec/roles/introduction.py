@@ -72,7 +72,7 @@ def load_stage(
         )
         progress("measuring", 0, 0)
         tokens, seconds = measure(block)
-    device = EmulatedDevice.stage(node.emulate)
+    device = EmulatedDevice.like(node.emulate)
     emulated = tuple(max(time, device.of(count)) for count, time in zip(tokens, seconds, strict=True))
     hello = Hello(
         protocol=PROTOCOL_VERSION,

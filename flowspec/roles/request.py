@@ -97,15 +97,16 @@ class Request:
     def finished(self, end: FinishSession) -> Finished:
         first = self.first if self.first is not None else self.asked
         seconds = (self.last if self.last is not None else first) - first
+        written = self.tokens - len(self.admitted.resume)
         return Finished(
             self.admitted.request,
             end.reason,
             GenerationStats(
                 new_tokens=self.tokens,
                 seconds=seconds,
-                tokens_per_second=(self.tokens - len(self.admitted.resume) - 1) / seconds if seconds > 0 else 0.0,
+                tokens_per_second=(written - 1) / seconds if seconds > 0 else 0.0,
                 time_to_first_token=first - self.asked,
-                accepted_per_verdict=self.tokens / end.verdicts if end.verdicts else 0.0,
+                accepted_per_verdict=written / end.verdicts if end.verdicts else 0.0,
                 verdicts=end.verdicts,
                 drafted=end.drafted,
                 accepted=self.drafted_tokens,

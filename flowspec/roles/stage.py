@@ -151,7 +151,7 @@ class StageNode(Node):
         self._introduction: Introduction = await compute.run(
             load_stage, self.topology, self.name, self.incarnation, self._progress
         )
-        self._device = EmulatedDevice.stage(self.node.emulate)
+        self._device = EmulatedDevice.like(self.node.emulate)
         self._sessions = SessionTable(self.name, self.block, compute, self._device, self.topology.limits.memory)
         self._return = over_link(channels.return_out, self.topology, self, self.topology.draft_node.name)
         self._forward: Sender | None = None

@@ -1,8 +1,6 @@
 """Slow links on a fast network: a channel that delivers what is sent when another network would have.
 
-A message leaves when those before it have left, takes its bytes' time at the link's rate, is then under way for the
-latency and a share of the jitter, and never overtakes. A message without hidden states can have a time of its own: it
-is small enough to slip in between the packets of a larger one, so it keeps nobody waiting, but overtakes nobody either.
+When that is says `flowspec.topology.link_calendar`; a message takes its bytes' time at the link's rate.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 from flowspec.runtime.alarm import Alarm
+from flowspec.topology.link_calendar import HEADER_BYTES, LinkCalendar
 from flowspec.topology.sections import LinkEmulation
 from flowspec.transport.base import ChannelStatistics, Sender
 from flowspec.wire.messages import Message
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from flowspec.runtime.node import Node
     from flowspec.topology import Topology
 
-HEADER_BYTES: Final = 200
-"""Typical size of a header frame: what every message is charged on an emulated link."""
-
 CAPACITY: Final = 64
 """Messages under way; then senders wait."""
 
@@ -37,9 +33,7 @@ class LinkSchedule:
 
     def __init__(self, link: LinkEmulation, seed: str = "") -> None:
         self._link = link
-        self._dice = random.Random(seed)
-        self._free_at = 0.0
-        self._newest = 0.0
+        self._calendar = LinkCalendar(link, random.Random(seed))
 
     def charge(self, tokens: int, size: int) -> int:
         """Bytes that a message weighs on the link, with hidden states of that many tokens and of `size` bytes."""
@@ -48,17 +42,8 @@ class LinkSchedule:
 
     def arrival(self, now: float, tokens: int = 0, size: int = 0) -> float:
         """When a message that is sent now, after all others that were asked for, arrives (seconds)."""
-        link = self._link
-        if not tokens and link.message is not None:
-            arrival = now + link.message
-        else:
-            busy = self.charge(tokens, size) / link.rate if link.rate else 0.0
-            self._free_at = max(now, self._free_at) + busy
-            arrival = self._free_at + link.latency
-        if link.jitter:
-            arrival += self._dice.random() * link.jitter
-        self._newest = max(self._newest, arrival)
-        return self._newest
+        rate = self._link.rate
+        return self._calendar.arrival(now, tokens, self.charge(tokens, size) / rate if rate else 0.0)
 
 
 class EmulatedSender:

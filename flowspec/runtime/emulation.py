@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from flowspec.runtime.lateness import Lateness
-from flowspec.topology.sections import Emulation, StepEmulation
+from flowspec.topology.sections import StepEmulation
 
 NEVER_HEARD: Final = threading.Event()
 
@@ -34,14 +34,9 @@ class EmulatedDevice:
         self._arrivals: deque[tuple[int, float]] = deque()
 
     @classmethod
-    def stage(cls, emulation: Emulation | None) -> EmulatedDevice:
-        """What a topology says of a stage."""
+    def like(cls, emulation: StepEmulation | None) -> EmulatedDevice:
+        """What a topology says of a stage, or of a step of the drafter."""
         return cls(emulation.base_ms / 1e3, emulation.per_token_ms / 1e3) if emulation else cls()
-
-    @classmethod
-    def drafter(cls, step: StepEmulation | None) -> EmulatedDevice:
-        """What a topology says of a step of the drafter."""
-        return cls(step.base_ms / 1e3, step.per_token_ms / 1e3) if step else cls()
 
     def of(self, tokens: int) -> float:
         """Seconds for that many tokens."""

@@ -88,11 +88,6 @@ class Scheduler:
         """No session lives and nothing is in flight."""
         return not self._sessions and not self._tickets
 
-    @property
-    def live_limit(self) -> int:
-        """Most draft tokens, beside prompt and output, that a session ever has in the stages' caches."""
-        return self.settings.tree
-
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Command]:

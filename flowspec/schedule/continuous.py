@@ -20,6 +20,7 @@ from flowspec.schedule.events import (
     TreeGrown,
 )
 from flowspec.schedule.growth import Growth, GrowthSettings
+from flowspec.schedule.options import FLOWSPEC
 from flowspec.schedule.policy import Room
 from flowspec.schedule.session import Session
 from flowspec.schedule.window import TYPICAL_TOKENS
@@ -30,11 +31,11 @@ from flowspec.wire.messages import DraftTokens
 class ContinuousSettings:
     """Every knob of the policy."""
 
-    tree: int = 96
+    tree: int = FLOWSPEC.tree
     """Most live draft tokens that are in flight at once, of a session that has the pipe to itself."""
     tree_contended: int = 48
     """The same where nodes share cores."""
-    segment: int = 16
+    segment: int = FLOWSPEC.segment
     """Most tokens in one segment."""
     overhead_seconds: float = 0.0005
     """What a segment costs beside the forward: headers, sockets, wake-ups."""
@@ -48,9 +49,9 @@ class ContinuousSettings:
     """The same where nodes share cores, so that a wasted segment slows the useful ones down."""
     impatience: float = 0.6
     """Weight of the seconds that a segment would wait for one more growth step; very large: it never waits."""
-    score_order: bool = True
+    score_order: bool = FLOWSPEC.score_order
     """Segments hold the most probable tokens first; else those of the highest levels."""
-    expansion: bool = True
+    expansion: bool = FLOWSPEC.expansion
     """The tree grows while tokens are in flight; else from a root that nobody guessed until its first verdict."""
     growth: GrowthSettings = field(default_factory=GrowthSettings)
 

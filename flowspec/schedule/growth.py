@@ -14,6 +14,7 @@ from math import exp, isfinite, log
 
 from flowspec.errors import InvariantViolation
 from flowspec.schedule.events import GrowTree, TreeGrown
+from flowspec.schedule.options import FLOWSPEC
 from flowspec.schedule.session import Session
 from flowspec.schedule.step_time import StepTime
 from flowspec.schedule.tree import DraftToken, Reroot, Scored
@@ -26,7 +27,7 @@ LEAST_TRUST, MOST_TRUST = 0.01, 2.0
 class GrowthSettings:
     """How the tree grows."""
 
-    expand: int = 10
+    expand: int = FLOWSPEC.expand
     """Most tokens that one step expands."""
     floor: float = 0.005
     """Probability, from the root, below which a token is not expanded."""
@@ -42,7 +43,7 @@ class GrowthSettings:
     first ones weigh more, see `first_impression`."""
     first_impression: float = 3.0
     """What a drafter is taken for at first counts as much as this many tokens that were seen."""
-    width: int = 0
+    width: int = FLOWSPEC.width
     """Children that the drafter is asked for, for each expanded token; 0: as many as the topology says."""
     pool: int = 256
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there

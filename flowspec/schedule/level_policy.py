@@ -6,6 +6,7 @@ Such a policy keeps count of its segments in flight itself (`paced`): how many t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from flowspec.schedule.events import Command, DrafterLost, Event, GrowTree, SegmentReturned, SessionReady, TreeGrown
@@ -17,7 +18,7 @@ from flowspec.schedule.tree import Reroot, Scored
 from flowspec.wire.messages import DraftTokens
 
 
-class LevelPolicy:
+class LevelPolicy(ABC):
     """Base: a policy says what a verdict changes (`_hear`), what to draft (`_draft`) and what to send (`_choose`)."""
 
     paced: ClassVar[bool] = True
@@ -55,15 +56,17 @@ class LevelPolicy:
 
     # ---- what differs ------------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _hear(self, event: SegmentReturned) -> list[Command]:
-        raise NotImplementedError
+        """Follow what the verdict of a returned segment says, now or later."""
 
+    @abstractmethod
     def _draft(self, room: Room) -> list[GrowTree]:
-        raise NotImplementedError
+        """The next step of the drafter, if one is due."""
 
+    @abstractmethod
     def _choose(self, room: Room) -> list[int]:
         """The tokens of the next segment, parents first; none to send nothing now."""
-        raise NotImplementedError
 
     # ---- for them to use ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType
+from typing import Final
 
 from flowspec.errors import RequestError
 
@@ -63,6 +64,10 @@ class FlowspecOptions(PolicyOptions):
     @property
     def live_tokens(self) -> int:
         return self.tree
+
+
+FLOWSPEC: Final = FlowspecOptions()
+"""What holds where nothing is said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from flowspec.schedule.chunked import Chunked
 from flowspec.schedule.continuous import Continuous, ContinuousSettings
 from flowspec.schedule.lockstep import Lockstep
 from flowspec.schedule.options import (
+    FLOWSPEC,
     OPTIONS,
     FlowspecOptions,
     LockstepOptions,
@@ -31,11 +32,11 @@ DRAFTLESS = frozenset({"autoregressive"})
 
 def make_policy(session: Session, settings: ContinuousSettings) -> Policy:
     """The policy that the session asked for, for one epoch of it; `settings` are those of `flowspec` by default."""
-    options = session.options or OPTIONS[session.policy]()
+    options = session.options
     match session.policy:
         case "autoregressive":
             return Autoregressive(session)
-        case "flowspec" if session.options in (None, FlowspecOptions()):
+        case "flowspec" if options == FLOWSPEC:
             return Continuous(session, settings)
         case "flowspec":
             return Continuous(session, continuous_settings(settings, options))

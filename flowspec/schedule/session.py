@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from flowspec.errors import InvariantViolation
 from flowspec.schedule.events import Command, EmitTokens, FinishSession, SendSegment, SessionRequested
-from flowspec.schedule.options import OPTIONS, PolicyOptions
+from flowspec.schedule.options import OPTIONS
 from flowspec.schedule.tree import DraftTree, Reroot
 from flowspec.wire.messages import NO_PARENT, DraftTokens, RosterEntry
 
@@ -38,9 +38,7 @@ class Session:
             raise InvariantViolation("an empty prompt, or nothing to generate", session=request.session)
         self.name = request.session
         self.policy = request.policy
-        self.options = request.options
-        self.prunes = (request.options or OPTIONS.get(request.policy, PolicyOptions)()).prunes
-        """Stages drop what verdicts say is dead."""
+        self.options = request.options or OPTIONS[request.policy]()
         self.limit = request.max_new_tokens
         self.eos = request.eos
         self.drafter = request.drafter
@@ -72,6 +70,11 @@ class Session:
         self.tree = DraftTree(self.decree, self.decree - 1 if self.decree else NO_PARENT, chain[-1])
 
     # ---- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def prunes(self) -> bool:
+        """Stages drop what verdicts say is dead."""
+        return self.options.prunes
 
     @property
     def decree(self) -> int:
@@ -163,12 +166,10 @@ class Session:
         """A segment came back; unknown tickets belong to an older epoch."""
         self.flights.pop(ticket, None)
 
-    def lose(self, ticket: int) -> bool:
-        """A segment will not come back: caches have a gap. True the first time."""
+    def lose(self, ticket: int) -> None:
+        """A segment will not come back: caches have a gap."""
         self.flights.pop(ticket, None)
-        news = not self.broken and not self.finished
         self.broken = True
-        return news
 
     def pause(self) -> None:
         """The pipe is lost, and with it all that is in flight."""

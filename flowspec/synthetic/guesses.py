@@ -20,6 +20,9 @@ from typing import Final, NamedTuple
 from flowspec.schedule.events import GrowTree
 from flowspec.synthetic.text import VOCABULARY, SyntheticText, mix, uniform
 
+PAPER_TOKENS_PER_ROUND: Final = 5.4
+"""What `chunked` writes in a round with the drafts of the paper's set-up, at temperature 0 (see `calibration`)."""
+
 MISSED: Final = 0.15
 """Share of what the first guess leaves that no number of guesses would catch."""
 

@@ -115,16 +115,10 @@ class StepEmulation(Section):
     base_ms: Milliseconds = 0.0
     per_token_ms: Milliseconds = 0.0
 
-    def seconds(self, tokens: int) -> float:
-        """Of one step that expands that many tokens."""
-        return (self.base_ms + self.per_token_ms * tokens) / 1000
 
-
-class Emulation(Section):
+class Emulation(StepEmulation):
     """Makes a node as slow as a smaller device: a result is held until base + tokens * per token is over."""
 
-    base_ms: Milliseconds = 0.0
-    per_token_ms: Milliseconds = 0.0
     draft: StepEmulation | None = None
     """Of the draft node, which has nothing else to emulate."""
     profile: Text | None = None

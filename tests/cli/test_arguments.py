@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from flowspec import __version__
-from flowspec.cli.main import main
 from flowspec.topology import Topology
 from tests.checkpoints import write_checkpoint
+from tests.cli.running import run_main
 
 COMMANDS = ("demo", "generate", "up", "node")
 
@@ -20,16 +20,6 @@ COMMANDS = ("demo", "generate", "up", "node")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"), layers=2)
-
-
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error of `flowspec ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    written = capsys.readouterr()
-    code = caught.value.code
-    assert isinstance(code, int)
-    return code, written.out, written.err
 
 
 @pytest.mark.parametrize("arguments", [(), *((command,) for command in COMMANDS)])

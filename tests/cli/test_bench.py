@@ -12,19 +12,11 @@ import pytest
 
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import read_records
-from flowspec.cli.main import main
 from flowspec.cli.many import spread
 from tests.bench.fake_runs import FakeClient, campaign
+from tests.cli.running import run_main
 
 COMMANDS = ("run", "report", "headline", "demo")
-
-
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(["bench", *arguments])
-    written = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, written.out, written.err
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("arguments", [(), *((command,) for command in COMMANDS)])
 def test_help_fits_eighty_columns(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]) -> None:
-    code, out, _ = run_main(capsys, *arguments, "--help")
+    code, out, _ = run_main(capsys, "bench", *arguments, "--help")
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
 
@@ -73,7 +65,7 @@ def test_mistakes_are_told_before_anything_starts(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: tuple[str, ...], told: str
 ) -> None:
     output = tmp_path / "runs.jsonl"
-    code, out, err = run_main(capsys, "run", *arguments, "--output", str(output))
+    code, out, err = run_main(capsys, "bench", "run", *arguments, "--output", str(output))
     assert code in (2, 3, 4)
     assert told in err
     assert out == ""
@@ -84,13 +76,13 @@ def test_mistakes_are_told_before_anything_starts(
 def test_a_bad_line_of_questions_is_told_with_file_and_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "question.jsonl"
     path.write_text('{"question_id": 1, "turns": ["fine"]}\n{"question_id": 2}\n')
-    code, _, err = run_main(capsys, "run", "--prompts", str(path))
+    code, _, err = run_main(capsys, "bench", "run", "--prompts", str(path))
     assert code == 2
     assert f"{path}:2: " in err
 
 
 def test_a_report_shows_what_was_recorded(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
-    code, out, _ = run_main(capsys, "report", str(runs))
+    code, out, _ = run_main(capsys, "bench", "report", str(runs))
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80
     assert "2.00x" in out
@@ -99,10 +91,10 @@ def test_a_report_shows_what_was_recorded(capsys: pytest.CaptureFixture[str], ru
 def test_a_report_of_nothing_is_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    assert "there are no runs" in run_main(capsys, "report", str(empty))[2]
-    assert "cannot be read" in run_main(capsys, "report", str(tmp_path / "none.jsonl"))[2]
+    assert "there are no runs" in run_main(capsys, "bench", "report", str(empty))[2]
+    assert "cannot be read" in run_main(capsys, "bench", "report", str(tmp_path / "none.jsonl"))[2]
     empty.write_text("nonsense\n")
-    assert f"{empty}:1: " in run_main(capsys, "report", str(empty))[2]
+    assert f"{empty}:1: " in run_main(capsys, "bench", "report", str(empty))[2]
 
 
 def test_plots_without_matplotlib_are_an_error_that_names_the_extra(
@@ -116,7 +108,7 @@ def test_plots_without_matplotlib_are_an_error_that_names_the_extra(
         return original(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    code, out, err = run_main(capsys, "report", str(runs), "--plots", str(runs.parent / "plots"))
+    code, out, err = run_main(capsys, "bench", "report", str(runs), "--plots", str(runs.parent / "plots"))
     assert code == 2
     assert out == ""
     assert "flowspec[plots]" in err
@@ -124,7 +116,7 @@ def test_plots_without_matplotlib_are_an_error_that_names_the_extra(
 
 def test_plots_are_drawn_as_png_and_svg(capsys: pytest.CaptureFixture[str], runs: Path) -> None:
     pytest.importorskip("matplotlib")
-    code, _, err = run_main(capsys, "report", str(runs), "--plots", str(runs.parent / "plots"))
+    code, _, err = run_main(capsys, "bench", "report", str(runs), "--plots", str(runs.parent / "plots"))
     assert code == 0, err
     drawn = sorted(path.name for path in (runs.parent / "plots").iterdir())
     assert drawn == [f"{name}-1.{kind}" for name in ("acceptance", "speed-up") for kind in ("png", "svg")]
@@ -136,7 +128,7 @@ def test_a_campaign_over_a_pipe_ends_in_a_report(
     client, output = FakeClient(), tmp_path / "runs.jsonl"
     monkeypatch.setattr("flowspec.bench.pipes.open_pipe", client.open)
     arguments = ["--policies", "flowspec", "chunked", "--prompts", "code", "chat", "--last", "1", "--temperatures"]
-    code, out, err = run_main(capsys, "run", *arguments, "0", "1", "--tokens", "9", "--output", str(output))
+    code, out, err = run_main(capsys, "bench", "run", *arguments, "0", "1", "--tokens", "9", "--output", str(output))
     assert code == 0, err
     assert len(read_records(output)) == 2 * 2 * 2 * 2
     assert client.opened == [(Pipe(), "auto")]
@@ -148,7 +140,7 @@ def test_the_demo_campaign_ends_in_one_json_object(
 ) -> None:
     monkeypatch.setattr("flowspec.bench.pipes.open_pipe", FakeClient().open)
     arguments = ["--policies", "flowspec", "chunked", "--prompts", "code", "--json", "--tokens", "9"]
-    code, out, err = run_main(capsys, "demo", *arguments, "--output", str(tmp_path / "runs.jsonl"))
+    code, out, err = run_main(capsys, "bench", "demo", *arguments, "--output", str(tmp_path / "runs.jsonl"))
     assert code == 0, err
     assert out.count("\n") == 1
     found = json.loads(out)["4 stages, paper-7b, drafter eagle3"]["temperature_0"]

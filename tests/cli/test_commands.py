@@ -20,6 +20,7 @@ from flowspec.client import Client
 from flowspec.errors import FlowspecError
 from flowspec.topology import Topology
 from tests.checkpoints import write_checkpoint
+from tests.cli.running import run_main
 
 DEADLINE = 90.0
 PROMPT = "the quick brown fox jumps over the lazy dog and the quick"
@@ -28,14 +29,6 @@ PROMPT = "the quick brown fox jumps over the lazy dog and the quick"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model") / "llama", layers=2)
-
-
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    written = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, written.out, written.err
 
 
 def test_generate_starts_a_pipeline_and_checks_its_own_output(capsys: pytest.CaptureFixture[str], model: Path) -> None:

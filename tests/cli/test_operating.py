@@ -173,6 +173,17 @@ def test_without_a_pipeline_the_doctor_looks_at_this_machine(
     assert checks == {"versions", "keys", "names", "ports", "memory", "model", "pipeline"}
 
 
+def test_the_doctor_finds_nothing_bad_about_a_model_without_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "synthetic.yaml"
+    file.write_text(Topology.local("synthetic", 2, profile="paper-7b").to_yaml())
+    code, found = doctor(capsys, str(file))
+    assert (code, found["bad"]) == (0, 0)
+    [model] = [each for each in found["findings"] if each["check"] == "model"]  # type: ignore[attr-defined]
+    assert model["subject"] == "draft, stage-1, stage-2"
+
+
 def test_the_doctor_ends_with_1_when_something_is_bad(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from flowspec.cli.main import main
 from flowspec.planning.recording import Passage, Position, Recording
 from flowspec.topology import Topology
 from flowspec.tracing.trace import Trace
 from tests.checkpoints import write_checkpoint
+from tests.cli.running import run_main
 
 QUICK = ("--runs", "1", "--tokens", "16")
 
@@ -26,14 +26,6 @@ nodes:
   - {name: b, role: stage, host: 10.0.0.3, port: 7000, memory: 8GiB, speed: 2.0}
   - {name: snail, role: stage, host: 10.0.0.4, port: 7000, speed: 0.02}
 """
-
-
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    written = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, written.out, written.err
 
 
 def json_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

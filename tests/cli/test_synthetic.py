@@ -6,16 +6,8 @@ import json
 
 import pytest
 
-from flowspec.cli.main import main
 from flowspec.synthetic.text import SyntheticText, mix
-
-
-def run_main(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    written = capsys.readouterr()
-    assert isinstance(caught.value.code, int)
-    return caught.value.code, written.out, written.err
+from tests.cli.running import run_main
 
 
 def test_generate_writes_words_on_emulated_devices(capsys: pytest.CaptureFixture[str]) -> None:

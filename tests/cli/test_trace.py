@@ -10,7 +10,7 @@ import pytest
 from flowspec.tracing.summary import summarise
 from flowspec.tracing.trace import Trace
 from tests.checkpoints import write_checkpoint
-from tests.cli.test_arguments import run_main
+from tests.cli.running import run_main
 from tests.tracing.made import made
 
 

@@ -263,3 +263,6 @@ async def test_a_request_that_resumes_ends_as_it_would_have(model: Path, count: 
         assert stream.generation.token_ids == whole.token_ids
         assert stream.generation.finish_reason == whole.finish_reason
         assert whole.text.endswith(stream.generation.text)
+        stats = stream.generation.stats
+        assert stats is not None
+        assert stats.accepted_per_verdict * stats.verdicts == pytest.approx(TOKENS - count)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from flowspec.errors import ConfigurationError, TopologyError
-from flowspec.planning.calibrate import quality_for, tokens_per_round
 from flowspec.planning.estimate import SWEEPS, Workload, changed, estimate
 from flowspec.planning.language import SyntheticLanguage
 from flowspec.planning.pipe import LinkTime
@@ -16,6 +15,7 @@ from flowspec.planning.recording import Passage, Position, Recording
 from flowspec.planning.simulator import simulate
 from flowspec.planning.sources import pipe_of_profile, pipe_of_topology
 from flowspec.schedule.policies import POLICIES
+from flowspec.synthetic.calibration import quality_for, tokens_per_round
 from flowspec.synthetic.guesses import Quality
 from flowspec.topology import Topology
 from flowspec.topology.profiles import load_profile, profile_names

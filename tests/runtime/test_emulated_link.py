@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec.runtime.alarm import Alarm
-from flowspec.runtime.emulated_link import HEADER_BYTES, EmulatedSender, LinkSchedule
+from flowspec.runtime.emulated_link import EmulatedSender, LinkSchedule
 from flowspec.topology import LinkEmulation
+from flowspec.topology.link_calendar import HEADER_BYTES
 from flowspec.transport.base import ChannelStatistics
 from flowspec.wire.messages import Cancelled, Message
 

@@ -104,7 +104,7 @@ def test_what_was_given_up_frees_the_device_at_once(clock: FakeClock) -> None:
 
 
 def test_without_times_nothing_is_emulated(clock: FakeClock) -> None:
-    device = EmulatedDevice.stage(None)
+    device = EmulatedDevice.like(None)
     clock.now = 2.0
     assert not device.emulates
     assert device.begin(1) == 2.0

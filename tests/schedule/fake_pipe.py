@@ -405,7 +405,7 @@ class FakePipe:
         self.prunes[request.session] = options.prunes
         self.most_live[request.session] = options.live_tokens
         if request.options is None and request.policy == "flowspec":
-            self.most_live[request.session] = self.scheduler.live_limit
+            self.most_live[request.session] = self.scheduler.settings.tree
         self.at(when, lambda: self.tell(request))
 
     def run(self, most_steps: int = 200_000) -> dict[str, Result]:

@@ -153,7 +153,7 @@ def test_live_tokens_in_flight_never_exceed_the_tree_setting() -> None:
     scheduler.sessions["s"].tree.merge(2, [(token, log(0.1)) for token in range(9)])
     for ticket in range(1, 6):
         scheduler.handle(SegmentTaken(ticket))
-    assert scheduler.sessions["s"].tree.sent == scheduler.live_limit == 6
+    assert scheduler.sessions["s"].tree.sent == scheduler.settings.tree == 6
 
 
 def test_what_could_only_be_emitted_over_the_limit_is_neither_sent_nor_expanded() -> None:
