@@ -32,5 +32,5 @@ class EagleHead(DraftHead):
         return hidden
 
     def output(self, states: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.lm_head(states.to(self.lm_head.weight.dtype))
+        logits: torch.Tensor = self.lm_head(states.to(self.logit_dtype))
         return logits

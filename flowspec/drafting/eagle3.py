@@ -11,6 +11,7 @@ from torch import nn
 
 from flowspec.drafting.head import DraftHead
 from flowspec.drafting.head_config import HeadConfig
+from flowspec.drafting.head_layer import Norm
 
 
 class Eagle3Head(DraftHead):
@@ -19,12 +20,12 @@ class Eagle3Head(DraftHead):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         size, eps = config.hidden_size, config.rms_norm_eps
-        self.input_norm = nn.RMSNorm(self.feature_size, eps) if config.norm_before_fc else None
+        self.input_norm = Norm(self.feature_size, eps) if config.norm_before_fc else None
         self.fc_norm = None
         if config.fc_norm:
-            self.fc_norm = nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps) for _ in config.taps)
+            self.fc_norm = nn.ModuleList(Norm(config.target_hidden_size, eps) for _ in config.taps)
         self.fc = nn.Linear(self.feature_size, size, bias=config.fc_bias)
-        self.norm = nn.RMSNorm(size, eps)
+        self.norm = Norm(size, eps)
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=config.lm_head_bias)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
@@ -49,10 +50,10 @@ class Eagle3Head(DraftHead):
         return self._normed(hidden).to(self.dtype) if self.config.norm_output else hidden
 
     def output(self, states: torch.Tensor) -> torch.Tensor:
-        normed = states.to(self.lm_head.weight.dtype) if self.config.norm_output else self._normed(states)
+        normed = states.to(self.logit_dtype) if self.config.norm_output else self._normed(states)
         logits: torch.Tensor = self.lm_head(normed)
         return logits
 
     def _normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        normed: torch.Tensor = self.norm(hidden.to(self.norm.weight.dtype))
+        normed: torch.Tensor = self.norm(hidden.to(self.logit_dtype))
         return normed

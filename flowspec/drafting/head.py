@@ -18,9 +18,12 @@ import torch
 from torch import nn
 
 from flowspec.drafting.head_config import HeadConfig
-from flowspec.drafting.head_layer import HeadLayer, PositionEmbeddings, Rotary
-from flowspec.model.attention import additive_mask, tree_attention
+from flowspec.drafting.head_layer import HeadLayer, PositionEmbeddings, Rotary, exact_dtype
+from flowspec.errors import InvariantViolation
+from flowspec.model.arrangement import arrange, bytes_of, detach_from_files
+from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
+from flowspec.model.lean import LeanLayer, LeanRotary
 from flowspec.model.rows import Batch
 
 
@@ -29,7 +32,8 @@ class DraftHead(nn.Module, ABC):
 
     The names in `state_dict()` are those of the EAGLE layout of its kind, with `layers.0` also for EAGLE-3. Made on
     whatever device and dtype torch creates tensors (`torch.device("meta")` for shapes alone); `head_files.load_head`
-    reads weights. Nothing here turns gradients off: whoever drafts calls under `torch.inference_mode()`.
+    reads weights. Training uses the steps one by one; drafting calls `settle` once, then `forward` under
+    `torch.inference_mode()`: nothing here turns gradients off.
     """
 
     layers: nn.ModuleList
@@ -48,6 +52,8 @@ class DraftHead(nn.Module, ABC):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(HeadLayer(config, index) for index in range(config.layer_count))
         self._rotary = Rotary(config)
+        self._lean = nn.ModuleList()
+        self._angles: LeanRotary | None = None
         self.register_buffer("target_tokens", None, persistent=False)
 
     # ---- what it is
@@ -60,14 +66,17 @@ class DraftHead(nn.Module, ABC):
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights, those copied from the target included; storage that two of them share counts once."""
-        # Tensors on meta have no storage that could be shared.
-        held = {tensor.data_ptr() or id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        return sum(tensor.numel() * tensor.element_size() for tensor in held.values())
+        return bytes_of([self]) + sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     @property
     def dtype(self) -> torch.dtype:
         """Of embedding, layers and states; the LM head is kept in float32 at least."""
         return self.embed_tokens.weight.dtype
+
+    @property
+    def logit_dtype(self) -> torch.dtype:
+        """Of the LM head and the norm in front of it."""
+        return exact_dtype(self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -119,20 +128,33 @@ class DraftHead(nn.Module, ABC):
         shape = CacheShape(0, config.layer_count, config.kv_heads, config.head_dim, self.dtype, self.device)
         return TreeCache(shape, row_limit)
 
+    def settle(self) -> None:
+        """From now on this head is for `forward`: no training and no `state_dict`, and on a CPU its weights lie as this
+        one multiplies few rows fastest. Called again, it does nothing."""
+        if self._angles is not None:
+            return
+        self._lean.extend(layer.lean() for layer in self.stack)
+        for layer in self.stack:
+            del layer.self_attn, layer.mlp
+        if self.device.type == "cpu":
+            arrange([self], pack=True)
+            detach_from_files([self])
+        self._angles = self._rotary.lean(self.dtype, self.device)
+
     def forward(self, embeds: torch.Tensor, states: torch.Tensor, cache: TreeCache, batch: Batch) -> torch.Tensor:
-        """Run the open `batch` of `cache`: embeddings and states, each (n, hidden) -> the next states (n, hidden)."""
-        positions = torch.from_numpy(batch.positions).to(self.device)
-        rope = self.rotary(positions)
+        """Run the open `batch` of `cache`: embeddings and states, each (n, hidden) -> the next states (n, hidden).
+
+        Only after `settle`.
+        """
+        if self._angles is None:
+            raise InvariantViolation("a head runs under a cache when its weights are settled")
+        angles = self._angles(torch.from_numpy(batch.positions).to(self.device), cache.rows)
         mask = additive_mask(cache, self.config.groups, self.dtype, self.device)
         residual, attention_input = self.inputs(embeds.to(self.dtype), states.to(self.dtype))
-        hidden = residual
-        for index, layer in enumerate(self.stack):
-            if index:
-                residual, attention_input = layer.enter(hidden)
-            query, key, value = layer.qkv(attention_input, rope)
-            keys, values = cache.update(key[None], value[None], index)
-            attended, _ = tree_attention(layer, query[None], keys, values, mask)
-            hidden = layer.finish(residual, attended[0].transpose(0, 1))
+        first, *others = cast(list[LeanLayer], list(self._lean))
+        hidden = first.attend(residual, attention_input, angles, mask, cache)
+        for layer in others:
+            hidden = layer(hidden, angles, mask, cache)
         return self.next_states(hidden)
 
     def extra_repr(self) -> str:

@@ -37,6 +37,8 @@ class HeadDrafter:
     """
 
     def __init__(self, head: DraftHead) -> None:
+        """`head` is settled."""
+        head.settle()
         self._head = head
         self._opened: dict[str, tuple[SamplingParameters, int]] = {}
         self._sessions: dict[str, HeadSession] = {}

@@ -23,7 +23,6 @@ from flowspec.drafting.head_settings import OVERRIDES, SIDECAR, TargetShape, rea
 from flowspec.drafting.taps import IDS, native_ids
 from flowspec.drafting.vocabulary_map import MAPS, maps_of, read_target_tokens
 from flowspec.errors import ModelError
-from flowspec.model.arrangement import arrange, detach_from_files
 from flowspec.model.loading import TensorReader
 from flowspec.model.weights import EMBEDDING, Checkpoint
 
@@ -123,13 +122,7 @@ def load_head(
     borrow(head, target, exact, device)
     if target_tokens is not None:
         head.target_tokens = target_tokens.to(device)
-    head.eval().requires_grad_(False)
-    if torch.device(device).type == "cpu":
-        # A weight that is also looked up row by row keeps its order.
-        shared = head.lm_head.weight is head.embed_tokens.weight
-        if arrange(part for part in head.children() if not (shared and part is head.lm_head)):
-            detach_from_files([head])
-    return head
+    return head.eval().requires_grad_(False)
 
 
 def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

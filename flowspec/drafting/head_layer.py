@@ -1,9 +1,9 @@
 """One decoder layer of a draft head, its parts exposed: q, k and v apart from the attention, the attention apart from
 what follows.
 
-Inference runs the attention over a tree cache, training over several steps at once; both on these weights. The layer
-knows neither. It is Llama's layer (RMSNorm, RoPE, grouped heads, gated MLP), with the differences of EAGLE in the
-first one: EAGLE-1/2 has no norm in front, EAGLE-3 reads embedding and state side by side.
+Training runs the attention over several steps at once, on these parts. Inference runs it over a tree cache, as a
+`LeanLayer` that takes the weights over. It is Llama's layer (RMSNorm, RoPE, grouped heads, gated MLP), with the
+differences of EAGLE in the first one: EAGLE-1/2 has no norm in front, EAGLE-3 reads embedding and state side by side.
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ import torch
 from torch import nn
 
 from flowspec.drafting.head_config import HeadConfig
+from flowspec.model.lean import LeanLayer, LeanRotary, rms_norm
 
 PositionEmbeddings: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, each (..., positions, head_dim)."""
+
+
+class Norm(nn.RMSNorm):
+    """In few operations, and in float32 at least."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert self.eps is not None
+        return rms_norm(hidden, self.weight, self.eps, exact_dtype(self.weight.dtype))
 
 
 class Attention(nn.Module):
@@ -32,8 +41,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.q_norm = Norm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = Norm(config.head_dim, config.rms_norm_eps)
 
     def split(self, projected: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         """(..., positions, heads * head_dim) -> (..., heads, positions, head_dim), normed per head."""
@@ -65,16 +74,32 @@ class HeadLayer(nn.Module):
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         first, eagle3 = index == 0, config.kind == "eagle3"
+        self.index = index
+        self.eps = eps
         self.self_attn = Attention(config, 2 * size if first and eagle3 else size)
         self.mlp = GatedMlp(config)
-        self.input_layernorm = None if first and not eagle3 else nn.RMSNorm(size, eps)
-        self.hidden_norm = nn.RMSNorm(size, eps) if first and eagle3 else None
-        self.post_attention_layernorm = nn.RMSNorm(size, eps)
+        self.input_layernorm = None if first and not eagle3 else Norm(size, eps)
+        self.hidden_norm = Norm(size, eps) if first and eagle3 else None
+        self.post_attention_layernorm = Norm(size, eps)
 
     def enter(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Residual and attention input of a layer behind the first; those of the first are `DraftHead.inputs`."""
         assert self.input_layernorm is not None
         return hidden, self.input_layernorm(hidden)
+
+    def lean(self) -> LeanLayer:
+        """This layer for inference; norms are shared, and the projections are not to be used here any more."""
+        front = self.input_layernorm
+        return LeanLayer(
+            self.self_attn,
+            self.mlp,
+            None if front is None else front.weight,
+            self.post_attention_layernorm.weight,
+            index=self.index,
+            eps=self.eps,
+            norm_dtype=exact_dtype(self.post_attention_layernorm.weight.dtype),
+            activation=self.mlp.activation,
+        )
 
     def qkv(
         self, attention_input: torch.Tensor, position_embeddings: PositionEmbeddings
@@ -119,6 +144,10 @@ class Rotary:
         with torch.device("cpu"):
             self._angles = LlamaRotaryEmbedding(LlamaConfig(**settings))
 
+    def lean(self, dtype: torch.dtype, device: torch.device) -> LeanRotary:
+        """The angles in the form that `LeanLayer` takes."""
+        return LeanRotary(self._angles.to(device), dtype, device)
+
     def __call__(self, positions: torch.Tensor, dtype: torch.dtype) -> PositionEmbeddings:
         """Positions (..., n) -> cosine and sine, each (..., n, head_dim)."""
         if self._angles.inv_freq.device != positions.device:
@@ -131,3 +160,8 @@ def _rotate(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> to
     """Rotary position embedding over halves (arXiv:2104.09864, in the order of Llama's checkpoints)."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosine + torch.cat((-second, first), dim=-1) * sine
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What norms and logits of a head in `dtype` are computed in."""
+    return torch.promote_types(dtype, torch.float32)

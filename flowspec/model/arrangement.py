@@ -73,14 +73,26 @@ class PackedLinear(nn.Module):
         return outputs[:count].view(*inputs.shape[:-1], self._size)
 
 
+def product(linear: nn.Module) -> Product:
+    """What `linear` computes, without the way through a module. Not to be kept when its weights may still be moved."""
+    if type(linear) is nn.Linear:
+        return functools.partial(functional.linear, weight=linear.weight, bias=linear.bias)
+    forward: Product = linear.forward
+    return forward
+
+
 def arrange(modules: Iterable[nn.Module], *, pack: bool = False) -> bool:
     """Store the weights of all linear layers in `modules`, on the CPU, in their best orders; whether any changed.
 
-    With `pack`, linear layers inside `modules` may be replaced by `PackedLinear`; without it only weights move.
+    With `pack`, linear layers inside `modules` may be replaced by `PackedLinear`; without it only weights move. A
+    weight that an embedding looks up row by row stays as it is.
     """
     changed = False
     for module in modules:
+        embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
         for parent, name, linear in _linears(module):
+            if id(linear.weight) in embeddings:
+                continue
             weight = linear.weight
             order = best_order(weight.shape[0], weight.shape[1], weight.dtype, pack and parent is not None)
             if order is Order.COLUMNS:
@@ -89,6 +101,19 @@ def arrange(modules: Iterable[nn.Module], *, pack: bool = False) -> bool:
                 setattr(parent, name, PackedLinear(weight, linear.bias))
             changed |= order is not Order.ROWS
     return changed
+
+
+def bytes_of(modules: Iterable[nn.Module]) -> int:
+    """Bytes of all weights, packed ones included; storage that two of them share counts once."""
+    held: dict[int, int] = {}
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, PackedLinear):
+                held[id(part)] = part.weight_bytes
+            for tensor in part.parameters(recurse=False):
+                # Tensors on meta have no storage that could be shared.
+                held[tensor.data_ptr() or id(tensor)] = tensor.numel() * tensor.element_size()
+    return sum(held.values())
 
 
 def detach_from_files(modules: Iterable[nn.Module]) -> None:

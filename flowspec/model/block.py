@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from flowspec.errors import ModelError
-from flowspec.model.arrangement import PackedLinear, arrange, detach_from_files
+from flowspec.model.arrangement import arrange, bytes_of, detach_from_files
 from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
 from flowspec.model.layout import row_shape
@@ -58,7 +58,7 @@ class LayerBlock:
         else:
             self._layers = [_FamilyLayer(layer) for layer in layers]
             self._angles = _FamilyRotary(rotary, self.dtype, self.device)
-        self.weight_bytes = _bytes_of([model, *([head] if head else [])])
+        self.weight_bytes = bytes_of([model, *([head] if head else [])])
 
     @classmethod
     def load(
@@ -208,11 +208,3 @@ class _FamilyRotary:
 
     def __call__(self, positions: torch.Tensor, limit: int) -> _FamilyAngles:
         return positions[None], self._rotary(self._probe, positions[None])
-
-
-def _bytes_of(modules: list[Any]) -> int:
-    """Bytes of all weights; a tensor that two modules share counts once."""
-    tensors = {parameter.data_ptr(): parameter for module in modules for parameter in module.parameters()}
-    packed = [part for module in modules for part in module.modules() if isinstance(part, PackedLinear)]
-    plain: int = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    return plain + sum(part.weight_bytes for part in packed)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flowspec.model.arrangement import Product, product
 from flowspec.model.attention import tree_attention
 from flowspec.model.cache import TreeCache
 
@@ -28,49 +29,86 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 
 class LeanLayer(nn.Module):
-    """One layer, made of the parts of `layer`, which is of one of `FAMILIES` and not to be used any more."""
+    """One layer, made of the parts of another one, which is not to be used any more.
 
-    def __init__(self, layer: Any) -> None:
+    `attention` has q_proj, k_proj, v_proj, o_proj, head_dim and maybe q_norm and k_norm; `mlp` has gate_proj, up_proj
+    and down_proj. Norms are the weights of RMSNorms that all have the same `eps` and are taken in `norm_dtype`. A layer without a norm in front is
+    called by `attend` alone. Weights may be arranged and moved until the first forward.
+    """
+
+    def __init__(
+        self,
+        attention: Any,
+        mlp: Any,
+        input_norm: nn.Parameter | None,
+        mlp_norm: nn.Parameter,
+        *,
+        index: int,
+        eps: float,
+        norm_dtype: torch.dtype = torch.float32,
+        activation: Product = functional.silu,
+    ) -> None:
         super().__init__()
-        attention, mlp = layer.self_attn, layer.mlp
-        self.index = int(attention.layer_idx)
+        self.index = index
         self.head_dim = int(attention.head_dim)
         self.heads = attention.q_proj.out_features // self.head_dim
         self.kv_heads = attention.k_proj.out_features // self.head_dim
-        self.scaling = float(attention.scaling)
-        self.input_norm = layer.input_layernorm.weight
-        self.mlp_norm = layer.post_attention_layernorm.weight
-        self.eps = float(layer.input_layernorm.variance_epsilon)
+        self.input_norm = input_norm
+        self.mlp_norm = mlp_norm
+        self.eps = eps
+        self._norm_dtype = norm_dtype
         self.qkv = _join([attention.q_proj, attention.k_proj, attention.v_proj])
         self.output = attention.o_proj
         self.gate_up = _join([mlp.gate_proj, mlp.up_proj])
         self.down = mlp.down_proj
-        self.normed = hasattr(attention, "q_norm")
-        """Whether queries and keys are normed, head by head."""
-        if self.normed:
-            self.q_norm, self.k_norm = attention.q_norm.weight, attention.k_norm.weight
+        self.head_norms = None
+        """Of queries and keys, head by head."""
+        if getattr(attention, "q_norm", None) is not None:
+            self.head_norms = nn.ParameterList((attention.q_norm.weight, attention.k_norm.weight))
+        self._activation = activation
+        self._bound: tuple[Any, ...] | None = None
 
     def forward(
         self, hidden: torch.Tensor, angles: Angles, mask: torch.Tensor | None, cache: TreeCache
     ) -> torch.Tensor:
         """Rows (q, hidden) of the open batch -> (q, hidden). `mask`: as `tree_attention` takes it, packed or None."""
-        q, turned = len(hidden), self.heads + self.kv_heads
-        heads = self.qkv(rms_norm(hidden, self.input_norm, self.eps)).view(q, turned + self.kv_heads, self.head_dim)
+        front = (self._bound or self._bind())[0]
+        return self.attend(hidden, rms_norm(hidden, front, self.eps, self._norm_dtype), angles, mask, cache)
+
+    def attend(
+        self,
+        residual: torch.Tensor,
+        inputs: torch.Tensor,
+        angles: Angles,
+        mask: torch.Tensor | None,
+        cache: TreeCache,
+    ) -> torch.Tensor:
+        """All that follows the norm in front; `inputs` (q, any width) are what attention reads."""
+        _, behind, norms, qkv, output, gate_up, down = self._bound or self._bind()
+        q, turned, eps, exact = len(inputs), self.heads + self.kv_heads, self.eps, self._norm_dtype
+        heads = qkv(inputs).view(q, turned + self.kv_heads, self.head_dim)
         rotated = heads[:, :turned]
-        if self.normed:
-            rotated = unit_rms(rotated, self.eps)
-            rotated[:, : self.heads].mul_(self.q_norm)
-            rotated[:, self.heads :].mul_(self.k_norm)
+        if norms is not None:
+            rotated = unit_rms(rotated, eps, exact)
+            rotated[:, : self.heads].mul_(norms[0])
+            rotated[:, self.heads :].mul_(norms[1])
         rotated = rotate(rotated, *angles)
         keys, values = cache.update(
             rotated[:, self.heads :].transpose(0, 1)[None], heads[:, turned:].transpose(0, 1)[None], self.index
         )
         query = rotated[:, : self.heads].transpose(0, 1)[None]
-        attended, _ = tree_attention(self, query, keys, values, mask, scaling=self.scaling)
-        hidden = self.output(attended.reshape(q, self.heads * self.head_dim)).add_(hidden)
-        gate, up = self.gate_up(rms_norm(hidden, self.mlp_norm, self.eps)).chunk(2, dim=-1)
-        result: torch.Tensor = self.down(functional.silu(gate).mul_(up)).add_(hidden)
+        attended, _ = tree_attention(self, query, keys, values, mask)
+        hidden = output(attended.reshape(q, self.heads * self.head_dim)).add_(residual)
+        gate, up = gate_up(rms_norm(hidden, behind, eps, exact)).chunk(2, dim=-1)
+        result: torch.Tensor = down(self._activation(gate).mul_(up)).add_(hidden)
         return result
+
+    def _bind(self) -> tuple[Any, ...]:
+        """Norms and products, found once: to look a module's parts up and call them takes as long as small products."""
+        norms = None if self.head_norms is None else tuple(self.head_norms)
+        products = [product(getattr(self, name)) for name in ("qkv", "output", "gate_up", "down")]
+        self._bound = (self.input_norm, self.mlp_norm, norms, *products)
+        return self._bound
 
 
 class LeanRotary:
@@ -105,14 +143,19 @@ class LeanRotary:
         return cosine, sine
 
 
-def rms_norm(hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """As Llama's: (..., n) and (n,) -> (..., n); the weight comes after the way back from float32."""
-    return unit_rms(hidden, eps).mul_(weight)
+def rms_norm(
+    hidden: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """As Llama's: (..., n) and (n,) -> (..., n); the weight comes after the way back from `dtype`."""
+    return unit_rms(hidden, eps, dtype).mul_(weight)
 
 
-def unit_rms(hidden: torch.Tensor, eps: float) -> torch.Tensor:
-    """(..., n) -> (..., n) over its root mean square, which is taken in float32 whatever the dtype; a new tensor."""
-    exact = hidden.float()
+def unit_rms(hidden: torch.Tensor, eps: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """(..., n) -> (..., n) over its root mean square, which is taken in `dtype`; a new tensor.
+
+    transformers takes that of its models in float32, whatever theirs is.
+    """
+    exact = hidden.to(dtype)
     scale = exact.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     return (exact * scale).to(hidden.dtype)
 
@@ -131,7 +174,10 @@ def adopt(layers: nn.ModuleList, first: int, end: int) -> bool:
     if not all(_known(layers[index]) for index in range(first, end)):
         return False
     for index in range(first, end):
-        layers[index] = LeanLayer(layers[index]).eval()
+        layer: Any = layers[index]
+        norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+        eps = float(layer.input_layernorm.variance_epsilon)
+        layers[index] = LeanLayer(layer.self_attn, layer.mlp, *norms, index=index, eps=eps).eval()
     return True
 
 
@@ -152,6 +198,7 @@ def _known(layer: Any) -> bool:
         and all(type(linear) is nn.Linear for linear in linears)
         and len({norm.variance_epsilon for norm in norms}) == 1
         and attention.config.hidden_act in ("silu", "swish")
+        and attention.scaling == attention.head_dim**-0.5
     )
 
 

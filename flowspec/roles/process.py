@@ -180,14 +180,19 @@ def _node(topology: Topology, name: str, progress: Report) -> AnyNode:
     return StageNode(topology, name, progress=progress)
 
 
-def use_threads(topology: Topology, name: str) -> None:
-    """Share the cores among the nodes of this node's host."""
-    torch.set_num_threads(topology.thread_count(name, os.cpu_count() or 1))
+def take_share(topology: Topology, name: str) -> None:
+    """Share the cores among the nodes of this node's host: threads, and where there are too few, the cores too."""
+    if not hasattr(os, "sched_getaffinity"):
+        torch.set_num_threads(topology.thread_count(name, os.cpu_count() or 1))
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    torch.set_num_threads(topology.thread_count(name, len(cores)))
+    os.sched_setaffinity(0, topology.core_share(name, cores))
 
 
 def run_alone(topology: Topology, name: str, report: Report) -> None:
     """Be a node in this process, for `flowspec node` and the programs in `nodes/`; raises what makes it fail."""
-    use_threads(topology, name)
+    take_share(topology, name)
     allow_many_connections()
     with contextlib.suppress(asyncio.CancelledError):
         run(serve(topology, name, report))
@@ -202,7 +207,7 @@ def run_under_parent(topology: Topology, name: str, connection: Connection, debu
     allow_many_connections()
     code = 0
     try:
-        use_threads(topology, name)
+        take_share(topology, name)
         run(serve(topology, name, lambda state, done, total: line.tell(state=state, done=done, total=total), line))
     except asyncio.CancelledError:
         code = INTERRUPTED

@@ -285,6 +285,20 @@ class Topology(Section):
         sharing = sum(canonical_host(other.host) == canonical_host(node.host) for other in self.nodes)
         return node.threads or max(1, cores // sharing)
 
+    def core_share(self, name: str, cores: Sequence[int]) -> Sequence[int]:
+        """Those of its host's `cores` that a node runs on: all of them, where every node of the host has one.
+
+        Where nodes share cores, the last one is the draft node's alone: it drafts while a segment is under way, and the
+        stages, which wait for one another, keep out of its way and find their caches warmer. Emulated nodes mostly
+        wait, and run anywhere.
+        """
+        on_host = [each for each in self.nodes if canonical_host(each.host) == canonical_host(self.draft_node.host)]
+        named = self.spare(name) or self.node(name)
+        guest = canonical_host(named.host) != canonical_host(self.draft_node.host)
+        if guest or not 2 <= len(cores) < len(on_host) or any(self.node(each.name).emulate for each in self.nodes):
+            return cores
+        return cores[-1:] if name == self.draft_node.name else cores[:-1]
+
     @property
     def effective_drafter(self) -> Drafter:
         """The drafter with `auto` and `of` decided, and the demo's own draft model named "demo"."""

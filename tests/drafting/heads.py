@@ -53,6 +53,9 @@ class SmallHead:
         self.fail_after: int | None = None
         """Layers until the next forward fails."""
 
+    def settle(self) -> None:
+        pass
+
     def new_cache(self, row_limit: int) -> TreeCache:
         return TreeCache(CacheShape(0, self.layers, 1, HIDDEN, self.dtype, self.device), row_limit)
 
@@ -101,6 +104,7 @@ def chain_output(head: Any, embeds: torch.Tensor, states: torch.Tensor) -> torch
     """Output states (n, hidden) of rows in a chain: a head that cannot tell by itself is asked over an empty cache."""
     if isinstance(head, SmallHead):
         return head.chain(embeds, states)
+    head.settle()
     cache = head.new_cache(len(embeds))
     output: torch.Tensor = head(embeds, states, cache, cache.begin(chain([0] * len(embeds))))
     return output

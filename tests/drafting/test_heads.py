@@ -159,6 +159,7 @@ class Tree:
     """Rows of a head, grown batch by batch in a cache, and what the plain head says of each of them."""
 
     def __init__(self, head: DraftHead, plain: Plain, row_limit: int = 64) -> None:
+        head.settle()
         self.head, self.plain = head, plain
         self.cache: TreeCache = head.new_cache(row_limit)
         self.tokens: dict[int, int] = {}
@@ -239,6 +240,7 @@ def test_training_sees_the_same_layer(both: tuple[DraftHead, Plain]) -> None:
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         hidden = layer.finish(residual, attended)
     hidden = head.next_states(hidden)
+    head.settle()
     for sequence in range(2):
         cache = head.new_cache(count)
         draft = DraftTokens(tuple(range(count)), (NO_PARENT, *range(count - 1)), tuple(tokens[sequence].tolist()))

@@ -101,13 +101,18 @@ def run(
     link: float = 0.009,
     salt: int = 3,
     drafter: bool = True,
+    checks: bool = True,
 ) -> RecordingPipe:
-    """One request on a pipe of `stages` stages of 60 ms and 0.6 ms a token, a step of the drafter takes 10 ms."""
+    """One request on a pipe of `stages` stages of 60 ms and 0.6 ms a token, a step of the drafter takes 10 ms.
+
+    `checks`: look at the books after every event, which takes most of the time.
+    """
     curve = tuple((count, stage_seconds(count)) for count in (1, 2, 4, 8, 16, 32, 64, 128))
     scheduler = Scheduler(PipeProfile((curve,) * stages, (link,) * (stages + 1)))
     timing = Timing((stage_seconds,) * stages, link=link, message=0.002, draft=lambda tokens: 0.01, layers=8)
     target = Target(salt)
     pipe = RecordingPipe(scheduler, timing, target, Drafter(target, ranks))
+    pipe.checks = checks
     request = SessionRequested(
         "s", PROMPT, policy, tokens, frozenset(), drafter=drafter, options=read_options(policy, options)
     )

@@ -132,7 +132,8 @@ def test_a_baseline_without_a_drafter_is_plain_decoding(policy: str) -> None:
 
 def test_the_speeds_are_those_that_the_literature_leads_one_to_expect() -> None:
     def rate(policy: str, *options: tuple[str, str]) -> float:
-        return sum(run(policy, *options, tokens=300, salt=salt).results["s"].rate for salt in (3, 4, 5)) / 3
+        runs = [run(policy, *options, tokens=300, salt=salt, checks=False) for salt in (3, 4, 5)]
+        return sum(pipe.results["s"].rate for pipe in runs) / len(runs)
 
     chunked = rate("chunked")
     assert 1.7 < chunked / rate("autoregressive") < 2.3

@@ -258,6 +258,16 @@ def test_threads_are_as_written_or_an_even_share_of_the_host() -> None:
     assert Topology.local(stages=3, threads=5).thread_count("stage-1", cores=16) == 5
 
 
+def test_where_nodes_share_cores_the_draft_node_has_one_for_itself() -> None:
+    topology = Topology.local(stages=4)
+    assert topology.core_share("draft", [2, 3, 7]) == [7]
+    assert topology.core_share("stage-3", [2, 3, 7]) == [2, 3]
+    assert topology.core_share("draft", [0, 1, 2, 3, 4]) == [0, 1, 2, 3, 4]
+    assert topology.core_share("draft", [5]) == [5]
+    slow = Topology.local(stages=4, profile="paper-7b")
+    assert slow.core_share("draft", [0, 1]) == slow.core_share("stage-1", [0, 1]) == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("written", "size"),
     [("1B", 1), ("3KB", 3000), ("2GiB", 2 * 1024**3), ("1.5 MiB", 1536 * 1024), (4096, 4096)],

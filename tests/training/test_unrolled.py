@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -35,6 +37,8 @@ def head_of(kind: str, **changes: object) -> DraftHead:
 @torch.no_grad()
 def drafted(head: DraftHead, tokens: torch.Tensor, features: torch.Tensor, base: int, steps: int) -> torch.Tensor:
     """The states of the chain of drafts of `base`, a token at a time under a cache: (steps, hidden)."""
+    head = deepcopy(head)
+    head.settle()
     cache = head.new_cache(64)
 
     def forward(first: int, states: torch.Tensor) -> torch.Tensor:
