@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
 from flowspec.errors import (
+    CoordinatorStopped,
     FlowspecError,
     PeerTimeout,
     PipelineError,
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 PING_SECONDS = 1.0
 """Between two questions whether the coordinator lives and knows the requests that run."""
+
+FORGOTTEN_SECONDS = 0.2
+"""The same while it does not know one of them: how soon the next coordinator can be asked to go on."""
 
 Answer = TypeVar("Answer", Status, Diagnosis)
 
@@ -51,9 +55,9 @@ class Client:
 
     `connect_timeout`: seconds to wait for the coordinator's first answer. `silence_timeout`: seconds without a sign of
     life, asked for while requests run, after which the coordinator counts as lost. Until then a coordinator that was
-    started again is found, and what ran goes on there, behind the tokens that have come. Both raise `PeerTimeout`,
-    which names the address; a request that breaks off raises with the tokens so far in `error.partial`. `key`: path of
-    this client's key file, where the pipeline has keys (see docs/security.md).
+    started again, after a failure or after it was told to stop, is found, and what ran goes on there, behind the tokens
+    that have come. Both raise `PeerTimeout`, which names the address; a request that breaks off raises with the tokens
+    so far in `error.partial`. `key`: path of this client's key file, for a pipeline with keys (see docs/security.md).
     """
 
     def __init__(
@@ -240,6 +244,10 @@ class Client:
                 return
             self._heard_at = time.monotonic()
             request = getattr(message, "request", "")
+            if _goes_on(message) and request in self._inboxes:
+                # No end: it goes on at the next coordinator, as if this one had said nothing.
+                self._forgotten.setdefault(request, time.monotonic())
+                continue
             if isinstance(message, Finished | Failed):
                 self._running.discard(request)
             inbox = self._inboxes.get(request)
@@ -259,17 +267,17 @@ class Client:
         """
         for request in (self._pings.pop(status.request, frozenset()) & self._running) - set(status.requests):
             since = self._forgotten.setdefault(request, time.monotonic())
-            if status.ready:
+            if status.ready and not status.draining:
                 self._inboxes[request].put_nowait(status)
             elif time.monotonic() - since > self._silence_timeout:
                 self._running.discard(request)
-                self._inboxes[request].put_nowait(_not_ready(self.address, self._silence_timeout))
+                self._inboxes[request].put_nowait(_not_served(self.address, self._silence_timeout, status.draining))
 
     async def _watch(self) -> None:
         """While requests run, ask for a sign of life: every second, or in every third of the silence deadline."""
-        interval = min(PING_SECONDS, self._silence_timeout / 3)
         while True:
             await self._asked.wait()
+            interval = min(FORGOTTEN_SECONDS if self._forgotten else PING_SECONDS, self._silence_timeout / 3)
             asleep_until = time.monotonic() + interval
             await asyncio.sleep(interval)
             # A process that was held up has heard nobody meanwhile, which says nothing about the coordinator.
@@ -302,7 +310,18 @@ def _twin(error: FlowspecError) -> FlowspecError:
     return twin
 
 
-def _not_ready(address: str, seconds: float) -> PipelineError:
+def _goes_on(message: Message) -> bool:
+    """Whether this is what a coordinator says that was told to stop."""
+    return isinstance(message, Failed) and message.error == CoordinatorStopped.__name__
+
+
+def _not_served(address: str, seconds: float, draining: bool) -> PipelineError:
+    """The coordinator lives, and could not take a request that it, or the one before it, does not serve any more."""
+    if draining:
+        return CoordinatorStopped(
+            f"the coordinator at {address} is stopping, and no other has come within {seconds:g} s",
+            hint="the same prompt, seed and options continue the same text on the next one",
+        )
     return PipelineError(
         f"the coordinator at {address} was started again, and its pipe was not ready within {seconds:g} s",
         hint="the same prompt, seed and options continue the same text when it is",

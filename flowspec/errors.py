@@ -17,6 +17,7 @@ FlowspecError
 │   ├── PortInUse
 │   └── PeerTimeout           which peer, after how long
 ├── PipelineError             a node of the pipeline failed, left or disagrees with the others
+│   └── CoordinatorStopped    it was told to stop: a client goes on at the next one, see docs/reliability.md
 └── InvariantViolation        a defect of flowspec itself
 
 An error says what happened, where (node, session, stage) and, in `hint`, what to do about it. The command line prints
@@ -155,6 +156,10 @@ class PeerTimeout(TransportError):
 
 class PipelineError(FlowspecError):
     exit_code = 7
+
+
+class CoordinatorStopped(PipelineError):
+    """The coordinator was told to stop and serves this request no more; another one can go on with it."""
 
 
 class InvariantViolation(FlowspecError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from flowspec.errors import FlowspecError
@@ -35,6 +35,29 @@ def nodes_of(topology: Topology) -> list[Node]:
     return [topology.draft_node, *topology.stages]
 
 
+def spares_of(topology: Topology) -> list[Node]:
+    """Spares as nodes: where they would listen if they stood in for the tail, which takes most ports."""
+    return [
+        replace(
+            topology.tail,
+            name=spare.name,
+            role="spare",
+            host=spare.host,
+            port=spare.port,
+            bind=spare.bind or spare.host,
+            layers=None,
+            device=spare.device or topology.device,
+            dtype=topology.dtype,
+            model=spare.model or topology.model,
+        )
+        for spare in topology.spares
+    ]
+
+
+def everybody(topology: Topology) -> list[Node]:
+    return [*nodes_of(topology), *spares_of(topology)]
+
+
 def check_versions(topology: Topology) -> Iterator[Finding]:
     from flowspec.runtime.reach import has_curve, versions
     from flowspec.wire.messages import PROTOCOL_VERSION
@@ -57,7 +80,7 @@ def check_keys(topology: Topology, here: set[str]) -> Iterator[Finding]:
     from flowspec.transport.keys import secret_path
 
     foreign = []
-    for node in nodes_of(topology):
+    for node in everybody(topology):
         path = secret_path(topology.keys.directory, node.name)
         if node.name in here:
             try:
@@ -78,7 +101,7 @@ def check_keys(topology: Topology, here: set[str]) -> Iterator[Finding]:
 
 
 def _without_keys(topology: Topology) -> Iterator[Finding]:
-    exposed = [node for node in nodes_of(topology) if not node.bind.startswith(LOOPBACK)]
+    exposed = [node for node in everybody(topology) if not node.bind.startswith(LOOPBACK)]
     if not exposed:
         yield Finding("keys", "all nodes", "ok", "no keys, and none needed: all of them listen on this machine alone")
         return
@@ -92,7 +115,7 @@ def _without_keys(topology: Topology) -> Iterator[Finding]:
 
 
 def check_names(topology: Topology) -> Iterator[Finding]:
-    for host in topology.hosts():
+    for host in dict.fromkeys(node.host for node in everybody(topology)):
         try:
             found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -105,7 +128,7 @@ def check_names(topology: Topology) -> Iterator[Finding]:
 
 def check_ports(topology: Topology, here: set[str], running: set[str]) -> Iterator[Finding]:
     """`running`: nodes that answered, so that taken ports are their own."""
-    for node in nodes_of(topology):
+    for node in everybody(topology):
         if node.name not in here:
             continue
         taken = [port for port in range(node.port, node.port + node.ports) if not _free(node, port)]
@@ -141,7 +164,7 @@ def check_models(topology: Topology, here: set[str], running: set[str]) -> Itera
 
     prints: dict[tuple[str, str], list[str]] = {}
     needed = 0
-    for node in nodes_of(topology):
+    for node in everybody(topology):
         if node.name not in here or node.name in running:
             continue
         try:
@@ -153,8 +176,9 @@ def check_models(topology: Topology, here: set[str], running: set[str]) -> Itera
             continue
         prints.setdefault(key, []).append(node.name)
         needed += weights
+        most = "may need" if node.role == "spare" else "needs"
         yield Finding(
-            "memory", node.name, "ok", f"needs {size(weights)}, and up to {size(topology.limits.memory)} of caches"
+            "memory", node.name, "ok", f"{most} {size(weights)}, and up to {size(topology.limits.memory)} of caches"
         )
     if len(prints) > 1:
         found = "; ".join(f"{', '.join(names)}: model {key[0]}, tokenizer {key[1]}" for key, names in prints.items())
@@ -173,14 +197,17 @@ def check_models(topology: Topology, here: set[str], running: set[str]) -> Itera
 
 
 def _weights(topology: Topology, node: Node, target: Target) -> int:
-    """Bytes that the node will load; the synthetic model has none."""
+    """Bytes that the node will load, a spare at most; the synthetic model has none."""
     from flowspec.drafting.plan import plan_drafter
     from flowspec.model.layout import block_bytes
     from flowspec.roles.introduction import layer_range
+    from flowspec.roles.spare_examination import largest_burden
     from flowspec.synthetic.model import SyntheticModel
 
     if isinstance(target, SyntheticModel):
         return 0
+    if node.role == "spare":
+        return largest_burden(topology, node.name).weights
     if node.role == "draft":
         return plan_drafter(topology, target).weights
     first, end = layer_range(topology, node.name, target)
@@ -188,7 +215,7 @@ def _weights(topology: Topology, node: Node, target: Target) -> int:
 
 
 async def check_reach(topology: Topology, here: set[str]) -> list[Finding]:
-    """Whether the nodes of other machines can be reached from this one."""
+    """Whether the nodes of other machines can be reached from this one. A spare that stands by listens nowhere."""
     from flowspec.runtime.reach import round_trips
 
     findings = []

@@ -13,7 +13,7 @@ from flowspec.cli.checkup import Finding, State
 
 if TYPE_CHECKING:
     from flowspec.topology import Topology
-    from flowspec.wire.messages import Diagnosis, LinkFacts, NodeFacts
+    from flowspec.wire.messages import Diagnosis, LinkFacts, NodeFacts, SpareFacts
 
 CLOCK_SECONDS = 1.0
 """By how much the clocks of two nodes may differ before logs of both are hard to read together."""
@@ -34,7 +34,8 @@ def doctor(
     """Look for what is wrong, and say what to do.
 
     On each device: versions, keys, names, ports, model and memory of its nodes. Where the pipeline runs: also versions,
-    clocks, memory and models of all nodes, and round trip and rate of every link. Ends with 1 when something is bad.
+    clocks, memory and models of all nodes, spares included, and round trip and rate of every link. Ends with 1 when
+    something is bad.
     """
     from flowspec.cli.requests import check_counts
     from flowspec.runtime.loop import run
@@ -57,14 +58,17 @@ async def _examine(topology: Topology, key: Path | None, payload: int, seconds: 
     from flowspec.cli import checkup
     from flowspec.topology.hosts import is_this_machine
 
-    here = {node.name for node in checkup.nodes_of(topology) if is_this_machine(node.host)}
+    here = {node.name for node in checkup.everybody(topology) if is_this_machine(node.host)}
     asked, diagnosis = await _ask(topology, key, payload, seconds)
     running = {facts.node for facts in diagnosis.nodes} if diagnosis else set()
+    spares = diagnosis.spares if diagnosis else ()
+    listening = running | {spare.facts.node for spare in spares if spare.place is not None}
+    running |= {spare.facts.node for spare in spares}
     findings = [
         *checkup.check_versions(topology),
         *checkup.check_keys(topology, here),
         *checkup.check_names(topology),
-        *checkup.check_ports(topology, here, running),
+        *checkup.check_ports(topology, here, listening),
         *checkup.check_models(topology, here, running),
         asked,
     ]
@@ -112,10 +116,29 @@ def judge(topology: Topology, diagnosis: Diagnosis) -> list[Finding]:
             if node.name not in answered:
                 advice = "it is busy or hangs: look at its log, start it again"
                 findings.append(Finding("nodes", node.name, "bad", "did not answer in time", advice))
-    return findings + [_judge_link(link) for link in diagnosis.links if not diagnosis.waits_for]
+    heard = {spare.facts.node: spare for spare in diagnosis.spares}
+    for entry in topology.spares:
+        findings += _judge_spare(topology, entry.name, heard.get(entry.name), first)
+    links = [*diagnosis.links, *(link for spare in diagnosis.spares for link in spare.links)]
+    return findings + [_judge_link(link) for link in links if not diagnosis.waits_for]
 
 
-def _judge_node(topology: Topology, facts: NodeFacts, first: NodeFacts) -> list[Finding]:
+def _judge_spare(topology: Topology, name: str, spare: SpareFacts | None, first: NodeFacts) -> list[Finding]:
+    if spare is None:
+        advice = f"start it (flowspec node TOPOLOGY {name}) or look at its log: it could not stand in for anybody"
+        return [Finding("spares", name, "bad", "the draft node does not hear it", advice)]
+    if spare.trouble:
+        return [Finding("spares", name, "bad", f"could be no stage: {spare.trouble}", "mend that on its device")]
+    if spare.place is None:
+        stands = Finding("spares", name, "ok", "stands by")
+    else:
+        advice = f"start {spare.place} again: it waits until {name} is stopped"
+        stands = Finding("spares", name, "warning", f"stands in for {spare.place}, so it is nobody's spare", advice)
+    return [stands, *_judge_node(topology, spare.facts, first, spare.weights)]
+
+
+def _judge_node(topology: Topology, facts: NodeFacts, first: NodeFacts, weights: int = 0) -> list[Finding]:
+    """`weights`: bytes that the node may still have to load."""
     from flowspec.cli.render import size
 
     node = facts.node
@@ -142,9 +165,14 @@ def _judge_node(topology: Topology, facts: NodeFacts, first: NodeFacts) -> list[
     if facts.memory_total:
         free = f"{size(facts.memory_free)} of {size(facts.memory_total)} are free"
         found = f"{free}, caches may take {size(topology.limits.memory)}"
-        scarce = facts.memory_free < topology.limits.memory
+        scarce = facts.memory_free < weights + topology.limits.memory
         advice = "lower limits.memory, or give this device fewer layers" if scarce else ""
-        findings.append(Finding("memory", node, "warning" if scarce else "ok", found, advice))
+        state = "warning" if scarce else "ok"
+        if weights:
+            found = f"{free}, the largest block takes {size(weights)} and caches {size(topology.limits.memory)}"
+            advice = "lower limits.memory, or divide the layers more evenly" if scarce else ""
+            state = "bad" if facts.memory_free < weights else state
+        findings.append(Finding("memory", node, state, found, advice))
     if facts.encrypted != (topology.keys is not None):
         advice = "give all devices the same topology file, and start the nodes again"
         findings.append(Finding("keys", node, "bad", "runs with another topology file, as far as keys go", advice))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowspec.drafting.drafter import Drafter, build_drafter
-from flowspec.errors import PipelineError
+from flowspec.errors import CoordinatorStopped, PipelineError
 from flowspec.model.target import Target, open_target
 from flowspec.roles.admission import Admission
 from flowspec.roles.draft_desk import DraftDesk
@@ -43,6 +43,7 @@ from flowspec.schedule.events import (
     FinishSession,
     GrowTree,
     OpenSession,
+    PipeLost,
     PipeMeasured,
     PipeRestored,
     SegmentReturned,
@@ -70,8 +71,10 @@ from flowspec.wire.messages import (
     ProbeSeen,
     Returned,
     Segment,
+    SpareExamined,
     Standby,
     Status,
+    Stopped,
     TraceRecords,
     Trouble,
 )
@@ -88,7 +91,7 @@ Progress = Callable[[str, int, int], None]
 
 OWN_MESSAGES = (
     *(Hello, ProbeSeen, Heartbeat, Leaving, OpenAcknowledged, Credit, Features, Returned, Trouble),
-    *(TraceRecords, ClockAnswer, Examined, Standby),
+    *(TraceRecords, ClockAnswer, Examined, SpareExamined, Standby, Stopped),
 )
 """What the coordinator itself hears on the return pipe."""
 
@@ -196,6 +199,10 @@ class Coordinator(Node):
             end=self._session_ended,
             status=self._status,
         )
+        desk.hold = lambda: bool(self._watch.leaving_stages())
+        self._watch.wanted = lambda: len(desk.waiting) > 0
+        # Until the stages are there, requests wait for them as they do when one is lost.
+        self.scheduler.handle(PipeLost())
         recovery = self._recovery = Recovery(desk, self.scheduler, self.apply)
         self._watch.lost, self._watch.given_up = recovery.stage_lost, recovery.pipe_given_up
         self._watch.outstanding, self._watch.missed = recovery.outstanding, recovery.missed
@@ -211,8 +218,10 @@ class Coordinator(Node):
         self._examination = Examination(
             self.topology,
             pipe,
+            self._hints,
             facts=self._facts,
             waits_for=lambda: self.readiness,
+            spares=self._watch.living_spares,
             tell=desk.tell,
             spawn=self.spawn,
         )
@@ -249,7 +258,7 @@ class Coordinator(Node):
 
     async def _close(self) -> None:
         if self._desk is not None:
-            self._desk.fail_all(PipelineError("the coordinator was stopped", node=self.name))
+            self._desk.fail_all(CoordinatorStopped("the coordinator was stopped", node=self.name))
             await self._desk.flush()
             self._traces.close()
         if self._channels is not None:
@@ -389,12 +398,16 @@ class Coordinator(Node):
                     self.send_down(Census(self.scheduler.roster()))
             case Leaving():
                 self._watch.leaving(message)
+            case Stopped():
+                self._watch.stopped(message)
             case Standby():
                 self._watch.standby(message)
             case TraceRecords():
                 self._traces.hear(message)
             case Examined():
                 self._examination.hear(message)
+            case SpareExamined():
+                self._examination.hear_spare(message)
             case ClockAnswer():
                 self._traces.clock_answered(message)
             case Trouble():
@@ -432,12 +445,9 @@ class Coordinator(Node):
     def _check_open(self) -> None:
         """Raise when no request can be taken now, with what to do about it."""
         if self.draining:
-            raise PipelineError("the node is stopping and takes no new requests", node=self.name)
+            raise CoordinatorStopped("the coordinator is stopping and takes no new requests", node=self.name)
         if not self._watch.ready and not self._watch.recovering:
             raise PipelineError(f"the pipeline is not ready: it waits for {self.readiness}", node=self.name)
-        leaving = self._watch.leaving_stages()
-        if leaving:
-            raise PipelineError(f"{', '.join(leaving)} is stopping: no new requests", node=self.name)
 
     def _status(self, request: str) -> Status:
         assert self._desk is not None

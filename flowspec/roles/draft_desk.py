@@ -1,7 +1,8 @@
 """Between the scheduler and the drafter: carries `GrowTree` to the drafter's thread, and the answer back as an event.
 
 A drafter that fails costs its guesses, never a request: the scheduler hears an empty answer. One that hangs is given up
-after a deadline: the scheduler hears `DrafterLost`, and the session goes on without guesses.
+after a deadline: the scheduler hears `DrafterLost`, and the session goes on without guesses. A deadline that passes
+while the whole process is held up (a device that slept) says nothing about the drafter, which was held up too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,32 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+EXCUSED_SECONDS = 0.2
+"""A deadline that is noticed so much too late means that this process was held up."""
+
+
+class StepDeadline:
+    """Calls `act` when `seconds` have passed; they begin anew when this process turns out to have been held up."""
+
+    def __init__(self, seconds: float, act: Callable[[], None]) -> None:
+        self._seconds = seconds
+        self._act = act
+        self._arm()
+
+    def _arm(self) -> None:
+        self._due = time.monotonic() + self._seconds
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self.ring)
+
+    def ring(self) -> None:
+        """The time is over, or was over long ago."""
+        if time.monotonic() - self._due > EXCUSED_SECONDS:
+            self._arm()
+        else:
+            self._act()
+
+    def cancel(self) -> None:
+        self._timer.cancel()
 
 
 class DraftDesk:
@@ -89,10 +116,10 @@ class DraftDesk:
             step = self._compute.run(self._grow_slowly, command, width, asked)
         else:
             step = self._compute.run(self.drafter.grow, command, width)
-        alarm = asyncio.get_running_loop().call_later(self._deadline, self._give_up, command, step)
+        deadline = StepDeadline(self._deadline, lambda: self._give_up(command, step))
 
         def answered(future: asyncio.Future[Children]) -> None:
-            alarm.cancel()
+            deadline.cancel()
             if future.cancelled():
                 return
             error = future.exception()

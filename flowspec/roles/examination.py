@@ -7,6 +7,7 @@ clocks, and what the clocks are apart cancels.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
@@ -20,13 +21,27 @@ from flowspec.runtime.reach import memory, round_trips, versions
 from flowspec.topology import Topology
 from flowspec.transport.base import Sender
 from flowspec.wire.frames import Envelope
-from flowspec.wire.messages import Diagnose, Diagnosis, Examine, Examined, Failed, LinkFacts, Message, NodeFacts
+from flowspec.wire.messages import (
+    Diagnose,
+    Diagnosis,
+    Examine,
+    Examined,
+    Failed,
+    LinkFacts,
+    Message,
+    NodeFacts,
+    SpareExamined,
+    SpareFacts,
+)
 
 ROUNDS = 3
 """Empty and large messages each; the fastest counts."""
 
 DEADLINE = 10.0
 """Seconds that the coordinator waits for an answer; from a slow link it may come later, and is then missing."""
+
+SPARE_SECONDS = 2.0
+"""After so long a spare that has not answered is asked again: broadcasts may be lost."""
 
 MAX_PAYLOAD = 16 * 2**20
 
@@ -39,7 +54,7 @@ def facts_of(topology: Topology, name: str, fingerprint: str, tokenizer: str) ->
         **versions(),
         fingerprint=fingerprint,
         tokenizer=tokenizer,
-        dtype=topology.node(name).dtype,
+        dtype=topology.dtype if topology.spare(name) is not None else topology.node(name).dtype,
         memory_total=total,
         memory_free=free,
         encrypted=topology.keys is not None,
@@ -89,16 +104,22 @@ class Examination:
         self,
         topology: Topology,
         pipe: Sender,
+        hints: Sender,
         *,
         facts: Callable[[], NodeFacts],
         waits_for: Callable[[], str],
+        spares: Callable[[], tuple[str, ...]],
         tell: Callable[[bytes, Message], None],
         spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self._topology = topology
         self._pipe = pipe
         self._facts = facts
+        self._hints = hints
         self._waits_for = waits_for
+        self._living_spares = spares
+        self._spares: dict[str, SpareFacts] = {}
+        self._spare_heard = asyncio.Event()
         self._tell = tell
         self._spawn = spawn
         self._rounds: dict[int, _Round] = {}
@@ -129,6 +150,14 @@ class Examination:
             if len(found.answers) == len(self._topology.stages):
                 self._complete.set()
 
+    def hear_spare(self, message: SpareExamined) -> None:
+        """A spare answered."""
+        if message.nonce == self._nonce and self._busy:
+            facts = message.spare.facts
+            # What it did before it answered took long; the way back did not.
+            self._spares[message.node] = replace(message.spare, facts=replace(facts, clock=facts.clock - time.time()))
+            self._spare_heard.set()
+
     async def _run(self, peer: bytes, message: Diagnose) -> None:
         try:
             waits_for, mine = self._waits_for(), replace(self._facts(), clock=0.0)
@@ -139,10 +168,12 @@ class Examination:
                     break
             first = self._topology.stages[0]
             links = self._links(rounds, await round_trips(first.host, first.port))
-            self._tell(peer, Diagnosis(message.request, (mine, *self._stages(rounds)), links, waits_for))
+            spares = await self._ask_spares()
+            self._tell(peer, Diagnosis(message.request, (mine, *self._stages(rounds)), links, waits_for, spares))
         finally:
             self._busy = False
             self._rounds.clear()
+            self._spares.clear()
 
     async def _ask(self, payload: int) -> _Round:
         self._nonce += 1
@@ -156,6 +187,20 @@ class Examination:
         except (TimeoutError, FlowspecError):
             pass
         return found
+
+    async def _ask_spares(self) -> tuple[SpareFacts, ...]:
+        """What the spares that live say of themselves, as far as they do in time."""
+        self._nonce += 1
+        living = self._living_spares()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DEADLINE):
+                while any(name not in self._spares for name in living):
+                    self._spare_heard.clear()
+                    await self._hints.send(Examine(self._nonce, self._topology.draft_node.name, time.perf_counter_ns()))
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(SPARE_SECONDS):
+                            await self._spare_heard.wait()
+        return tuple(self._spares[name] for name in living if name in self._spares)
 
     def _stages(self, rounds: list[_Round]) -> list[NodeFacts]:
         """What each stage said of itself, its clock against ours: half-way between question and answer."""

@@ -61,6 +61,8 @@ class FrontDesk:
         self._end = end
         self._status = status
         self.counts = Counts()
+        self.hold: Callable[[], bool] = lambda: False
+        """While it is true nobody begins: whoever comes waits in line. `call_next` is called when that is over."""
         self.diagnose: Callable[[bytes, Diagnose], None] = lambda peer, message: None
         """Called for every `Diagnose`; set by the owner."""
         self._session_of: dict[tuple[bytes, str], str] = {}
@@ -105,12 +107,12 @@ class FrontDesk:
         try:
             self._check_open()
             waiting = Waiting(self.admission.admit(message, peer), asked)
-            if len(self.requests) < self._sessions and not self.waiting:
+            if len(self.requests) < self._sessions and not self.waiting and not self.hold():
                 self._start(waiting)
                 return
             if self.waiting.full:
                 raise Overloaded(
-                    f"{self._sessions} requests run (limits.sessions) and {len(self.waiting)} wait (limits.waiting)",
+                    f"{len(self.requests)} requests run (limits.sessions), {len(self.waiting)} wait (limits.waiting)",
                     retry_after=self.waiting.retry_after,
                     hint=f"ask again in {self.waiting.retry_after:g} s, or raise these limits in the topology",
                 )
@@ -121,9 +123,9 @@ class FrontDesk:
         self.waiting.enter(waiting)
         self.idle.clear()
 
-    def _call_next(self) -> None:
+    def call_next(self) -> None:
         """Let those begin who waited, as far as there is room now."""
-        while self.waiting and len(self.requests) < self._sessions:
+        while self.waiting and len(self.requests) < self._sessions and not self.hold():
             waiting = self.waiting.next()
             try:
                 self._start(waiting)
@@ -227,7 +229,7 @@ class FrontDesk:
             self._end(session)
             self.waiting.lasted(time.perf_counter() - request.asked)
             # Not at once: whoever ends a session has more to say about it before the next one begins.
-            asyncio.get_running_loop().call_soon(self._call_next)
+            asyncio.get_running_loop().call_soon(self.call_next)
         return request
 
 

@@ -117,19 +117,19 @@ class Handshake:
             self._reserved[name] = incarnation
 
     def probe_seen(self, message: ProbeSeen, now: float) -> None:
-        peer = self._known(message.node, message.incarnation)
+        peer = self.known(message.node, message.incarnation)
         if peer is not None:
             peer.seen.add(message.channel)
             peer.last_heard = now
 
     def heartbeat(self, message: Heartbeat, now: float) -> None:
-        peer = self._known(message.node, message.incarnation)
+        peer = self.known(message.node, message.incarnation)
         if peer is not None:
             peer.heartbeat = message
             peer.last_heard = now
 
     def leaving(self, name: str, incarnation: str) -> None:
-        peer = self._known(name, incarnation)
+        peer = self.known(name, incarnation)
         if peer is not None:
             peer.leaving = True
 
@@ -198,7 +198,8 @@ class Handshake:
         """Stages whose machine, and so whose clock, is not that of `host`."""
         return tuple(peer.name for peer in self.peers.values() if peer.hello is not None and peer.hello.host != host)
 
-    def _known(self, name: str, incarnation: str) -> Peer | None:
+    def known(self, name: str, incarnation: str) -> Peer | None:
+        """The peer of a stage that is there as this incarnation."""
         peer = self.peers.get(name)
         if peer is None or peer.hello is None or peer.hello.incarnation != incarnation or peer.lost:
             return None

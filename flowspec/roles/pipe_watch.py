@@ -66,11 +66,13 @@ class PipeWatch:
         self.ready_changed: Callable[[bool], None] = lambda ready: None
         self.lost: Callable[[str, str], None] = lambda stage, reason: None
         self.given_up: Callable[[str, str], None] = lambda stage, reason: None
-        """Told once, of the stage that was lost first and is not back after `timeouts.recovery`."""
+        """Told once, of the stage that was lost first and is not back after `timeouts.recovery`; at the start of ""."""
         self.outstanding: Callable[[], Outstanding | None] = lambda: None
         """What was sent and has not come back; None when there is nothing."""
         self.missed: Callable[[Outstanding], None] = lambda outstanding: None
         """Told that whatever of this has not come back by now was lost on its way."""
+        self.wanted: Callable[[], bool] = lambda: False
+        """Whether somebody waits for a stage that is leaving to be gone."""
         self.moved_in: Callable[[tuple[tuple[str, str], ...]], None] = lambda places: None
         """Told which spares stand in for which stages, when that changes."""
         self._stand_ins = StandIns(
@@ -83,7 +85,8 @@ class PipeWatch:
             self._stand_ins.lost(stage, time.monotonic() + topology.timeouts.ready / 2)
         self._soundings = Soundings(list(handshake.peers))
         self._sounded_at = 0.0
-        self._lost_at: float | None = None
+        self._lost_at: float | None = time.monotonic()
+        """Since when the pipe is not whole and there is hope for it: at first, since the start."""
         self._cause = ("", "")
         self._moved_at = time.monotonic()
         self._topology = topology
@@ -136,6 +139,9 @@ class PipeWatch:
         if seconds > 0.0:
             self._handshake.excuse(seconds)
             self._stand_ins.excuse(seconds)
+            self._moved_at += seconds
+            if self._lost_at is not None:
+                self._lost_at += seconds
 
     def _fill_places(self, now: float) -> None:
         """Let spares stand in for stages that do not come back, and for spares that do not either."""
@@ -144,6 +150,10 @@ class PipeWatch:
                 self._stand_ins.found(peer.name)
         for stage in self._stand_ins.failed(now):
             self._lose(stage, f"the spare in the place of {stage} was lost")
+        for stage in self.leaving_stages():
+            if self.wanted() and (spare := self._stand_ins.idle(now)) is not None:
+                self._lose(stage, f"{stage} is stopping and requests wait, so {spare} takes its place")
+                self._stand_ins.hasten(stage, now)
         for stage in self._stand_ins.due(now):
             logger.warning("%s stands in for %s", dict(self._stand_ins.places)[stage], stage)
             self._places_changed(stage)
@@ -155,6 +165,17 @@ class PipeWatch:
 
     def standby(self, message: Standby) -> None:
         self._stand_ins.standby(message.node, message.incarnation, time.monotonic())
+        if message.place is not None:
+            self._adopt(message.place, message.node, message.incarnation)
+
+    def _adopt(self, stage: str, spare: str, incarnation: str) -> None:
+        """A spare says that it stands in for a stage: so it does, if no coordinator has said otherwise since."""
+        peer = self._handshake.peers.get(stage)
+        if peer is None or (peer.hello is not None and not peer.lost):
+            return
+        if self._stand_ins.adopt(stage, spare, incarnation, time.monotonic()):
+            logger.warning("%s stands in for %s, and goes on to", spare, stage)
+            self._places_changed(stage)
 
     def _interval(self, now: float) -> float:
         """Seconds until there is something to send, or somebody has been silent for too long."""
@@ -197,7 +218,7 @@ class PipeWatch:
 
     @property
     def recovering(self) -> bool:
-        """A stage was lost, and there is hope for it."""
+        """The pipe is not whole, and there is hope for it."""
         return self._lost_at is not None
 
     def _sound(self, now: float) -> None:
@@ -222,9 +243,15 @@ class PipeWatch:
             self._lost_at = None
             stage, reason = self._cause
             waited = f"; the pipe did not recover within {seconds:g} s, it waits for {self._handshake.missing()}"
+            if not stage:
+                waited = f"the pipe was not ready within {seconds:g} s, it waits for {self._handshake.missing()}"
             self.given_up(stage, reason + waited)
 
     def hello(self, message: Hello) -> None:
+        if message.spare is not None:
+            self._adopt(message.node, message.spare, message.incarnation)
+            if self._stand_ins.expected(message.node) != message.incarnation:
+                return
         known = message.incarnation in self._handshake.refused
         patience = SILENT_BEATS * self._topology.timeouts.heartbeat_interval
         replaced = self._handshake.hello(message, time.monotonic(), patience)
@@ -257,12 +284,22 @@ class PipeWatch:
 
     def leaving(self, message: Leaving) -> None:
         self._handshake.leaving(message.node, message.incarnation)
+        self._stand_ins.retire(message.incarnation)
+
+    def stopped(self, message: Stopped) -> None:
+        """A stage was told to stop, and has."""
+        self._stand_ins.retire(message.incarnation)
+        if self._handshake.known(message.node, message.incarnation) is not None:
+            self._lose(message.node, f"{message.node} was stopped")
 
     def died(self, name: str, reason: str) -> None:
         """Somebody saw a stage, or a spare, end: its silence need not be waited for."""
-        name = self._stand_ins.stage_of(name) or name
-        if name in self._handshake.peers:
-            self._lose(name, reason)
+        stage = self._stand_ins.stage_of(name)
+        if stage is None and self._stand_ins.expected(name) is not None:
+            return  # A spare has the place of this stage, and lives.
+        stage = stage or name
+        if stage in self._handshake.peers:
+            self._lose(stage, reason)
 
     def _lose(self, name: str, reason: str) -> None:
         peer = self._handshake.peers[name]
@@ -276,7 +313,12 @@ class PipeWatch:
             self._places_changed(name)
 
     def leaving_stages(self) -> list[str]:
-        return [peer.name for peer in self._handshake.peers.values() if peer.leaving]
+        """Those that end what runs and want nothing new."""
+        return [peer.name for peer in self._handshake.peers.values() if peer.leaving and not peer.lost]
+
+    def living_spares(self) -> tuple[str, ...]:
+        """Those that are heard, whether they stand in for a stage or not."""
+        return self._stand_ins.living(time.monotonic())
 
     async def shut_down(self, pipe: Sender, returns: Receiver) -> None:
         """Tell the stages that the coordinator stops, and wait for their answers. The owner bounds the time."""

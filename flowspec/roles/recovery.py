@@ -30,6 +30,8 @@ class Desk(Protocol):
 
     def fail_all(self, error: FlowspecError) -> None: ...
 
+    def call_next(self) -> None: ...
+
 
 class Recovery:
     """`apply(event)` is the scheduler's ear."""
@@ -42,11 +44,13 @@ class Recovery:
     def stage_lost(self, name: str, reason: str) -> None:
         logger.warning("%s; requests wait until the pipe is whole again", reason)
         self._apply(PipeLost())
+        # Those who were to wait until a stage that was stopping is gone wait as all others do from now on.
+        self._desk.call_next()
 
     def pipe_given_up(self, name: str, reason: str) -> None:
-        """Stage `name` is not back in time: nobody need wait any longer."""
-        logger.error("%s", reason)
-        self._desk.fail_all(PipelineError(reason, node=name))
+        """Stage `name` is not back in time (at the start: "", some stage is not there): nobody need wait any longer."""
+        logger.log(logging.ERROR if name else logging.INFO, "%s", reason)
+        self._desk.fail_all(PipelineError(reason, node=name or None))
 
     def session_broken(self, trouble: Trouble) -> None:
         """A stage cannot go on with a session in this epoch."""

@@ -8,6 +8,7 @@ policy, no drafter, no text and no client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from flowspec.errors import FlowspecError, PipelineError
+from flowspec.errors import FlowspecError, PipelineError, TransportError
 from flowspec.model.synthetic_block import AnyBlock
 from flowspec.roles.examination import answer_examination, facts_of
 from flowspec.roles.figures import stage_figures
@@ -61,6 +62,9 @@ logger = logging.getLogger(__name__)
 HELLO_INTERVAL = 0.2
 """Seconds between two hellos while no beacon has answered."""
 
+FAREWELL_SECONDS = 0.5
+"""For the last word of a stage that was told to stop to find room in the return pipe."""
+
 Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
 """Called with (what happens, done, total) while a node starts."""
@@ -85,14 +89,18 @@ class StageNode(Node):
         transport: Transport | None = None,
         progress: Progress | None = None,
         plan: Topology | None = None,
+        spare: str | None = None,
     ) -> None:
-        """`plan`: the topology without stand-ins, where `topology` is one in which this node is a stand-in."""
+        """`spare`: the one that this is, if it stands in for stage `name`; `plan`: the topology without stand-ins."""
         super().__init__(name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain)
         self.topology = topology
         self.node = topology.node(name)
         self.index = topology.stage_index(name)
         self.is_tail = self.index == len(topology.stages) - 1
         self._plan = plan or topology
+        self._spare = spare
+        self._dismissed = False
+        """A spare's place was taken away: it gets one anew, or none."""
         self._places: tuple[tuple[str, str], ...] = ()
         """Spares that stand in for stages, as the newest beacon says."""
         self._transport = transport
@@ -179,6 +187,11 @@ class StageNode(Node):
         self.spawn(self._send_traces(), "traces")
 
     async def _close(self) -> None:
+        if self._told_to_stop and self._welcomed.is_set() and self._channels is not None:
+            # Nobody need wait for its silence, which will tell where there is no room for the word.
+            with contextlib.suppress(TimeoutError, TransportError):
+                async with asyncio.timeout(FAREWELL_SECONDS):
+                    await self._channels.return_out.send(Stopped(self.name, self.incarnation))
         if self._compute is not None and not await self._compute.close(self._close_deadline):
             logger.error("%s: a forward pass did not end within %g s", self.name, self._close_deadline)
         if self._channels is not None:
@@ -192,10 +205,10 @@ class StageNode(Node):
     async def _introduce(self) -> None:
         """Say hello until the coordinator's beacon lists this incarnation; again when a new coordinator appears."""
         while True:
-            if self._welcomed.is_set():
+            if self._welcomed.is_set() or self.draining or self._dismissed:
                 await asyncio.sleep(self.topology.timeouts.heartbeat_interval)
                 continue
-            await self._return.send(replace(self._introduction.hello, incarnation=self.incarnation))
+            await self._return.send(replace(self._introduction.hello, incarnation=self.incarnation, spare=self._spare))
             try:
                 async with asyncio.timeout(HELLO_INTERVAL):
                     await self._welcomed.wait()
@@ -428,6 +441,7 @@ class StageNode(Node):
         """The coordinator has given this incarnation up: nothing that it held is wanted, and nothing of it is heard."""
         logger.warning("%s was taken for lost and begins afresh", self.name)
         self._welcomed.clear()
+        self._dismissed = self._spare is not None
         self.renew()
         await self._sessions.free_all()
 

@@ -35,6 +35,8 @@ class Node(abc.ABC):
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: asyncio.Future[None] | None = None
         self._draining = False
+        self._told_to_stop = False
+        """By `stop`, or by `drain` that has come to its end; not when it failed, or was closed without a word."""
         self._closed = False
         self._metrics: MetricsServer | None = None
 
@@ -78,7 +80,7 @@ class Node(abc.ABC):
         self, host: str, port: int, collect: Callable[[], Iterable[Metric]], healthy: Callable[[], str]
     ) -> None:
         """Answer with what `collect` and `healthy` return (see `MetricsServer`) until the node is closed."""
-        self._metrics = MetricsServer(self.name, collect, healthy)
+        self._metrics = MetricsServer(self.name, lambda: (*collect(), _tasks()), healthy)
         await self._metrics.open(host, port)
 
     async def wait(self) -> None:
@@ -88,6 +90,7 @@ class Node(abc.ABC):
 
     def stop(self) -> None:
         """Stop now: requests that run are broken off."""
+        self._told_to_stop = True
         self._end(None)
 
     def drain(self) -> None:
@@ -125,7 +128,7 @@ class Node(abc.ABC):
                 await self._drain()
         except TimeoutError:
             logger.warning("%s: live sessions did not end within %g s, stopping", self.name, self._drain_deadline)
-        self._end(None)
+        self.stop()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -151,3 +154,7 @@ class Node(abc.ABC):
             # Marks the error as seen: `wait` raises it, but an embedding program need not call `wait`.
             with contextlib.suppress(asyncio.CancelledError):
                 self._ended.exception()
+
+
+def _tasks() -> Metric:
+    return Metric("flowspec_tasks", "Asyncio tasks of this process.", len(asyncio.all_tasks()))

@@ -150,7 +150,8 @@ class Shutdown(Message):
 class Examine(Message):
     """How fast is this link, who is behind it? Travels down the pipe with one tensor (bytes), or none.
 
-    Every stage passes it on at once, with its own `sender` and `left`, and answers `Examined`.
+    Every stage passes it on at once, with its own `sender` and `left`, and answers `Examined`. As a broadcast it is
+    for spares alone, who answer `SpareExamined`.
     """
 
     kind: ClassVar[str] = "examine"
@@ -243,15 +244,19 @@ class Hello(Message):
     """What this stage may spend on caches."""
     row_bytes: int
     """Cache bytes of one row on this stage."""
+    spare: str | None = None
+    """The spare that stands in for the stage `node`; None: it is that stage itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standby(Message):
-    """A spare that stands in for nobody lives; repeated like a heartbeat."""
+    """A spare lives; repeated like a heartbeat."""
 
     kind: ClassVar[str] = "standby"
     node: str
     incarnation: str
+    place: str | None = None
+    """The stage that it stands in for, also when a coordinator before this one has said so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +403,16 @@ class Examined(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class SpareExamined(Message):
+    """A spare's answer to an `Examine` that came as a broadcast."""
+
+    kind: ClassVar[str] = "spare-examined"
+    node: str
+    nonce: int
+    spare: SpareFacts
+
+
+@dataclass(frozen=True, slots=True)
 class Trouble(Message):
     """Something went wrong at a stage. With a session: that session cannot go on. Without: the node cannot."""
 
@@ -410,7 +425,10 @@ class Trouble(Message):
 
 @dataclass(frozen=True, slots=True)
 class Leaving(Message):
-    """A stage was asked to stop (Ctrl-C): it serves the live sessions to their end and wants no new ones."""
+    """A stage was asked to stop (Ctrl-C): it serves the live sessions to their end and wants no new ones.
+
+    From a spare that stands by: it will take no place any more.
+    """
 
     kind: ClassVar[str] = "leaving"
     node: str
@@ -419,7 +437,7 @@ class Leaving(Message):
 
 @dataclass(frozen=True, slots=True)
 class Stopped(Message):
-    """Answer to `Shutdown`: the last message of a stage."""
+    """The last message of a stage to a coordinator: answer to `Shutdown`, or because it was itself told to stop."""
 
     kind: ClassVar[str] = "stopped"
     node: str
@@ -667,6 +685,22 @@ class LinkFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class SpareFacts:
+    """What a spare says of itself for `flowspec doctor`."""
+
+    facts: NodeFacts
+    """`dtype` is that of the topology; without fingerprint and tokenizer where there is `trouble`."""
+    place: str | None
+    """The stage that it stands in for."""
+    weights: int
+    """Bytes of the largest block of layers that it may still have to load."""
+    trouble: str
+    """Why it could be no stage; empty when it could."""
+    links: tuple[LinkFacts, ...]
+    """From it to every node that it may have to send to, without rates."""
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis(Message):
     """Answer to `Diagnose`; nodes that did not answer in time are missing."""
 
@@ -676,3 +710,5 @@ class Diagnosis(Message):
     links: tuple[LinkFacts, ...]
     waits_for: str
     """What the pipe still waits for; empty when it is ready."""
+    spares: tuple[SpareFacts, ...] = ()
+    """Those that answered in time."""

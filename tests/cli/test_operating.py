@@ -104,6 +104,7 @@ async def test_every_node_serves_its_metrics(running: tuple[Topology, Client]) -
     pages = {node.name: await _page(node.metrics_port or 0) for node in topology.nodes}
     assert "flowspec_tokens_total 8\n" in pages["draft"]
     assert 'flowspec_stage_ready{stage="stage-2"} 1\n' in pages["draft"]
+    assert all("\nflowspec_tasks " in page for page in pages.values())
     for name in ("stage-1", "stage-2"):
         assert "flowspec_ready 1\n" in pages[name]
         assert "flowspec_segments_total 0\n" not in pages[name]

@@ -68,6 +68,7 @@ class FakeCoordinator:
     def __init__(self, clients: ClientRouter, answer: Answer) -> None:
         self.alive = True
         self.ready = True
+        self.draining = False
         self.asked: asyncio.Queue[Conversation] = asyncio.Queue()
         self.queried: asyncio.Queue[None] = asyncio.Queue()
         self._clients = clients
@@ -90,7 +91,9 @@ class FakeCoordinator:
                     self.queried.put_nowait(None)
                     live = tuple(name for name, each in self._conversations.items() if not each.over)
                     status = Status(
-                        message.request, self.ready, "demo", "flowspec", "ngram", 0, (), 2048, requests=live
+                        *(message.request, self.ready, "demo", "flowspec", "ngram", 0, (), 2048),
+                        requests=live,
+                        draining=self.draining,
                     )
                     await self._clients.send(peer, status)
 

@@ -12,6 +12,7 @@ import pytest
 
 from flowspec.client import Client
 from flowspec.errors import (
+    CoordinatorStopped,
     FlowspecError,
     InvariantViolation,
     LimitExceeded,
@@ -251,6 +252,42 @@ async def test_a_coordinator_that_forgot_a_request_and_does_not_become_ready_is_
     async with connect(forget, silence_timeout=0.3) as (client, coordinator):
         coordinator.ready = False
         with pytest.raises(PipelineError, match="not ready within") as caught:
+            await client.generate("hello")
+        assert caught.value.partial.token_ids == (1, 2)
+
+
+async def test_what_a_coordinator_that_stops_breaks_off_goes_on_when_there_is_one_that_does_not(
+    connect: Connect,
+) -> None:
+    async def break_off_the_first(conversation: Conversation) -> None:
+        await conversation.start()
+        if not conversation.asked.resume:
+            await conversation.chunk(0, "ab", 1, 2)
+            coordinator.draining = True
+            await conversation.fail("CoordinatorStopped", "the coordinator was stopped")
+            while not coordinator.queried.empty():
+                coordinator.queried.get_nowait()
+            for _ in range(2):
+                await coordinator.queried.get()
+            coordinator.draining = False
+        else:
+            assert not coordinator.draining
+            await conversation.chunk(2, "cd", 3, 4)
+            await conversation.finish()
+
+    async with connect(break_off_the_first, silence_timeout=3.0) as (client, coordinator):
+        assert (await client.generate("hello")).token_ids == (1, 2, 3, 4)
+
+
+async def test_a_coordinator_that_goes_on_stopping_is_given_up_with_the_tokens_so_far(connect: Connect) -> None:
+    async def break_off(conversation: Conversation) -> None:
+        await conversation.start()
+        await conversation.chunk(0, "ab", 1, 2)
+        await conversation.fail("CoordinatorStopped", "the coordinator was stopped")
+
+    async with connect(break_off, silence_timeout=0.3) as (client, coordinator):
+        coordinator.draining = True
+        with pytest.raises(CoordinatorStopped, match=r"no other has come within 0\.3 s") as caught:
             await client.generate("hello")
         assert caught.value.partial.token_ids == (1, 2)
 

@@ -26,8 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model") / "llama", layers=4)
 
 
-def cluster_of(model: Path, recovery: float = 30.0, **options: object) -> LocalCluster:
-    timeouts = {"heartbeat_interval": 0.2, "heartbeat_deadline": 2.0, "recovery": recovery}
+def cluster_of(model: Path, recovery: float = 30.0, drain: float = 60.0, **options: object) -> LocalCluster:
+    timeouts = {"heartbeat_interval": 0.2, "heartbeat_deadline": 2.0, "recovery": recovery, "drain": drain}
     return LocalCluster(str(model), 2, dtype="float64", drafter="ngram", timeouts=timeouts, **options)  # type: ignore[arg-type]
 
 
@@ -71,6 +71,15 @@ async def test_a_killed_node_comes_back_and_the_stream_goes_on(model: Path, name
     async with asyncio.timeout(DEADLINE):
         async with cluster_of(model) as cluster, cluster.client() as client:
             result = await first_chunk_then(client, lambda: os.kill(cluster.processes[name], signal.SIGKILL), 200)
+            assert list(result.token_ids) == alone(model, PROMPT, 200)
+
+
+@pytest.mark.parametrize("name", ["stage-1", "draft"])
+async def test_a_node_that_is_told_to_stop_comes_back_and_the_stream_goes_on(model: Path, name: str) -> None:
+    """It drains, for a shorter time than the stream lasts."""
+    async with asyncio.timeout(DEADLINE):
+        async with cluster_of(model, drain=0.05) as cluster, cluster.client() as client:
+            result = await first_chunk_then(client, lambda: os.kill(cluster.processes[name], signal.SIGTERM), 200)
             assert list(result.token_ids) == alone(model, PROMPT, 200)
 
 

@@ -64,3 +64,42 @@ def test_nobody_is_blamed_for_silence_while_this_process_was_held_up() -> None:
     stand_ins.due(0.0)
     stand_ins.excuse(5.0)
     assert stand_ins.failed(5.5) == []
+
+
+def test_a_spare_that_had_a_place_keeps_it_at_the_next_coordinator() -> None:
+    stand_ins = known()
+    stand_ins.lost("stage-1", 0.0)
+    assert stand_ins.adopt("stage-1", "a", "a1", 0.0)
+    assert stand_ins.places == (("stage-1", "a"),)
+    assert stand_ins.expected("stage-1") == "a1"
+    assert stand_ins.failed(0.5) == []
+    assert stand_ins.failed(1.5) == ["stage-1"]
+
+
+def test_a_spare_keeps_no_place_that_is_anothers_and_none_that_it_has_lost() -> None:
+    stand_ins = known("a", "b")
+    stand_ins.lost("stage-1", -2.0)
+    assert stand_ins.due(0.0) == ["stage-1"]
+    assert not stand_ins.adopt("stage-1", "b", "b1", 0.0)
+    assert not stand_ins.adopt("stage-2", "a", "a1", 0.0)
+    stand_ins.lost("stage-1", 0.5)
+    assert not stand_ins.adopt("stage-1", "a", "a1", 0.5)
+    assert not stand_ins.adopt("stage-1", "c", "c1", 0.5)
+    assert stand_ins.adopt("stage-1", "a", "a2", 0.5)
+
+
+def test_a_spare_that_was_told_to_stop_gets_no_place() -> None:
+    stand_ins = known("a", "b")
+    stand_ins.retire("a1")
+    stand_ins.standby("a", "a1", 0.5)
+    assert stand_ins.idle(0.5) == "b"
+    assert stand_ins.living(0.5) == ("a", "b")
+    stand_ins.standby("a", "a2", 0.5)
+    assert stand_ins.idle(0.5) == "a"
+
+
+def test_a_stage_that_will_not_come_back_is_not_waited_for() -> None:
+    stand_ins = known("a")
+    stand_ins.lost("stage-1", 0.0)
+    stand_ins.hasten("stage-1", 0.0)
+    assert stand_ins.due(0.0) == ["stage-1"]
