@@ -32,8 +32,9 @@ class LeanLayer(nn.Module):
     """One layer, made of the parts of another one, which is not to be used any more.
 
     `attention` has q_proj, k_proj, v_proj, o_proj, head_dim and maybe q_norm and k_norm; `mlp` has gate_proj, up_proj
-    and down_proj. Norms are the weights of RMSNorms that all have the same `eps` and are taken in `norm_dtype`. A layer without a norm in front is
-    called by `attend` alone. Weights may be arranged and moved until the first forward.
+    and down_proj. Norms are the weights of RMSNorms that all have the same `eps`; they are taken in `norm_dtype`. A
+    layer without a norm in front is called by `attend` alone. Weights may be arranged and moved until the first
+    forward.
     """
 
     def __init__(
