@@ -13,7 +13,7 @@ BIN       := .venv/bin
 READY     := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench faults fuzz demo-model demo-drafts clean
+.PHONY: help demo test check format bench faults fuzz soak demo-model demo-drafts clean
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -38,11 +38,16 @@ bench: $(READY) ## measure on this machine, then the headline figures (25 minute
 	@$(BIN)/python -m flowspec.bench.run
 	@$(BIN)/flowspec bench headline
 
-fuzz: $(READY) ## a million inputs that nobody should send (about ten minutes)
+fuzz: $(READY) ## a million inputs that nobody should send, then as many found by coverage (half an hour)
 	@$(BIN)/python -m flowspec.bench.fuzz
+	@if $(BIN)/python -c 'import atheris' 2>/dev/null; then $(BIN)/python -m flowspec.bench.guided; \
+	 else echo "left out: inputs found by coverage, for which atheris is missing (the extra fuzz)"; fi
 
 faults: $(READY) ## kill, freeze and cut nodes and links while streams run: nothing may get lost (30 minutes)
 	@$(BIN)/python -m flowspec.bench.faults
+
+soak: $(READY) ## more clients than there is room for, mixed, for 30 minutes: nothing may grow or go wrong
+	@$(BIN)/python -m flowspec.bench.soak
 
 demo-model: $(READY) ## train the demo model and its drafts again (hours)
 	@$(BIN)/python -m flowspec.training.demo all

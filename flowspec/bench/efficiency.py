@@ -1,9 +1,14 @@
-"""Measured speed over what the simulator says of the same devices, text and drafts with software that takes no time."""
+"""Measured speed beside what the simulator says of the same devices, text and drafts.
+
+Once with software that takes no time, which tells what the runtime costs; once with the time that software was measured
+to take elsewhere, which tells how well a speed is predicted.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -15,10 +20,12 @@ from flowspec.bench.statistics import Pace, total
 from flowspec.errors import ConfigurationError
 from flowspec.planning.estimate import with_rate, with_uneven
 from flowspec.planning.language import SyntheticLanguage
-from flowspec.planning.pipe import SimulatedPipe
+from flowspec.planning.pipe import NO_OVERHEADS, Overheads, SimulatedPipe
 from flowspec.planning.result import SimulationResult
-from flowspec.planning.simulator import simulate
+from flowspec.planning.simulator import Simulation, simulate
 from flowspec.planning.sources import pipe_of_profile
+from flowspec.schedule.arbiter import Scheduler
+from flowspec.schedule.events import Command, Event, PipeProfile, SessionRequested
 from flowspec.schedule.options import read_options
 from flowspec.synthetic.calibration import quality_for
 from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND, Quality
@@ -34,6 +41,9 @@ SEEDS = range(1, 13)
 TRIAL_TOKENS = 160
 TRIAL_SEED = 1
 """What the simulator writes to compare options."""
+
+DECISION_TOKENS = 48
+"""What it writes to time the scheduler's decisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,86 @@ def efficiency_of(pipe: Pipe, records: Sequence[Record]) -> Efficiency:
         {policy: total(paces) for policy, paces in simulated.items()},
         fmean(rounds) if rounds else None,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """By policy, over all its runs: measured, and simulated with software that takes time."""
+
+    measured: dict[str, Pace]
+    predicted: dict[str, Pace]
+
+    def deviation(self, policy: str) -> float:
+        """Predicted over measured tokens per second, less 1: above 0 where the pipe was slower than predicted."""
+        return self.predicted[policy].rate / self.measured[policy].rate - 1.0
+
+    def as_values(self) -> dict[str, Any]:
+        return {
+            "predicted_tokens_per_second": {policy: pace.rate for policy, pace in self.predicted.items()},
+            "predicted_deviation": {policy: self.deviation(policy) for policy in self.predicted},
+        }
+
+
+def software_of(pipe: Pipe, records: Sequence[Record]) -> Overheads:
+    """What software takes beside devices and links, as runs of `autoregressive` on `pipe` show it.
+
+    A pass is one message to each stage and one back, so what it takes beyond the simulated time is shared among them.
+    """
+    plain = [record for record in records if record.job.policy == "autoregressive"]
+    if not plain:
+        raise ConfigurationError(f"{pipe.name}: no run of autoregressive tells what software takes")
+    bare = efficiency_of(pipe, plain)
+    beyond = 1.0 / bare.measured["autoregressive"].rate - 1.0 / bare.simulated["autoregressive"].rate
+    return Overheads(message=max(0.0, beyond / (pipe.stages + 1)))
+
+
+def prediction_of(pipe: Pipe, records: Sequence[Record], software: Overheads) -> Prediction:
+    """Simulates every run with `software`, and with the time that this machine takes for the policy's decisions."""
+    devices, quality = simulated_pipe(pipe), _quality(pipe)
+    measured: dict[str, list[Pace]] = {}
+    predicted: dict[str, list[Pace]] = {}
+    decisions: dict[tuple[str, Options], float] = {}
+    for record in records:
+        job = record.job
+        if (job.policy, job.options) not in decisions:
+            decisions[job.policy, job.options] = decision_seconds(devices, job.policy, job.options, quality)
+        overheads = replace(software, decision=decisions[job.policy, job.options])
+        result = _simulate(
+            devices, job.policy, job.options, quality, job.seed, job.new_tokens, record.prompt_tokens, overheads
+        )
+        measured.setdefault(job.policy, []).append(record.pace)
+        seconds = (job.new_tokens - 1) / result.tokens_per_second
+        predicted.setdefault(job.policy, []).append(Pace(job.new_tokens - 1, seconds))
+    return Prediction(
+        {policy: total(paces) for policy, paces in measured.items()},
+        {policy: total(paces) for policy, paces in predicted.items()},
+    )
+
+
+class _TimedScheduler(Scheduler):
+    """Adds up the processor time of its own decisions."""
+
+    def __init__(self, profile: PipeProfile) -> None:
+        super().__init__(profile)
+        self.decisions = 0
+        self.seconds = 0.0
+
+    def handle(self, event: Event) -> list[Command]:
+        began = time.thread_time()
+        commands = super().handle(event)
+        self.seconds += time.thread_time() - began
+        self.decisions += 1
+        return commands
+
+
+def decision_seconds(devices: SimulatedPipe, policy: str, options: Options, quality: Quality) -> float:
+    """What the scheduler takes on this machine to decide about one event, in the mean."""
+    run = Simulation(devices, SyntheticLanguage(quality, TRIAL_SEED))
+    scheduler = run.scheduler = _TimedScheduler(devices.profile())
+    chosen = read_options(policy, options)
+    run.request(SessionRequested("trial", (0,) * 24, policy, DECISION_TOKENS, frozenset(), options=chosen))
+    run.run()
+    return scheduler.seconds / scheduler.decisions
 
 
 def whole_rounds(result: SimulationResult) -> list[int]:
@@ -124,7 +214,14 @@ def simulated_pipe(pipe: Pipe) -> SimulatedPipe:
 
 
 def _simulate(
-    devices: SimulatedPipe, policy: str, options: Options, quality: Quality, seed: int, tokens: int, prompt: int
+    devices: SimulatedPipe,
+    policy: str,
+    options: Options,
+    quality: Quality,
+    seed: int,
+    tokens: int,
+    prompt: int,
+    overheads: Overheads = NO_OVERHEADS,
 ) -> SimulationResult:
     return simulate(
         devices,
@@ -133,6 +230,7 @@ def _simulate(
         language=SyntheticLanguage(quality, mix(MODEL_SEED, seed)),
         tokens=tokens,
         prompt=prompt,
+        overheads=overheads,
         trace=policy == "chunked",
     )
 

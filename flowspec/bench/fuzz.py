@@ -106,11 +106,11 @@ def fuzz_topologies(campaign: Campaign, mutator: Mutator, count: int) -> Iterato
     files = [MINIMAL, *(path.read_text() for path in sorted(TOPOLOGIES.glob("*.yaml")))]
     for _ in range(count):
         text = mutator.topology(files)
-        campaign.try_one("topologies", TopologyError, lambda t=text: _load(t), text)  # type: ignore[misc]
+        campaign.try_one("topologies", TopologyError, lambda t=text: load(t), text)  # type: ignore[misc]
         yield
 
 
-def _load(text: str) -> Topology:
+def load(text: str) -> Topology:
     return Topology.from_document(parse_document(text, file="fuzzed.yaml"), directory=Path("/"))
 
 

@@ -7,10 +7,11 @@ answers with tickets, epochs and verdicts that may be forged, doubled or of long
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 
 from flowspec.bench.mutations import Mutator
 from flowspec.demo import MODEL_DIR
-from flowspec.errors import FlowspecError
+from flowspec.errors import FlowspecError, InvariantViolation, error_named
 from flowspec.model.weights import Checkpoint
 from flowspec.roles.admission import Admission
 from flowspec.roles.front_desk import FrontDesk
@@ -27,13 +28,16 @@ from flowspec.schedule.events import (
     SendSegment,
     SessionReady,
 )
+from flowspec.schedule.options import OPTIONS, known_options
+from flowspec.schedule.policies import POLICIES
 from flowspec.topology import Topology
 from flowspec.transport.base import ChannelStatistics
 from flowspec.wire.frames import Envelope, decode, encode
-from flowspec.wire.messages import Cancel, Diagnose, Generate, Message, Status, StatusQuery
+from flowspec.wire.messages import Cancel, Diagnose, Failed, Generate, Message, PolicyOption, Status, StatusQuery
 
 ASKED: list[type[Message]] = [Generate, Generate, Generate, Cancel, Cancel, StatusQuery, Diagnose, Status]
 PEERS = (b"\0one", b"\0two", b"\0three")
+OPTION_TEXTS = ("1", "2", "5", "64", "0", "-1", "true", "false", "1e3", "")
 MOST_REMEMBERED = 200
 """Returns that may be sent again."""
 
@@ -55,16 +59,21 @@ class FuzzedDesk:
     def __init__(self, mutator: Mutator) -> None:
         self._mutator = mutator
         self._random = mutator.random
-        topology = Topology.local(limits={"sessions": 4, "waiting": 4, "context": 256, "max_new_tokens": 64})
+        self._topology = Topology.local(limits={"sessions": 4, "waiting": 4, "context": 256, "max_new_tokens": 64})
+        self._admission = Admission(self._topology, Checkpoint(MODEL_DIR))
+        self.renew()
+
+    def renew(self) -> None:
+        """Begin with no client, no session and an empty pipe."""
         self._scheduler = Scheduler()
         self._sent: list[SendSegment] = []
         self._told: list[Event] = []
-        admission = Admission(topology, Checkpoint(MODEL_DIR))
+        limits = self._topology.limits
         self._desk = FrontDesk(
-            admission,
+            self._admission,
             _Mute(),
-            sessions=topology.limits.sessions,
-            waiting=topology.limits.waiting,
+            sessions=limits.sessions,
+            waiting=limits.waiting,
             apply=self._apply,
             check_open=lambda: None,
             begin=_no_drafter,
@@ -75,13 +84,24 @@ class FuzzedDesk:
     def fuzz(self, try_one: Callable[..., None], count: int) -> Iterator[None]:
         """One input a step."""
         for number in range(count):
-            if number % 4 == 3:
-                event = self._pipe_says()
-                try_one("pipe", FlowspecError, lambda e=event: self._hear(e), event)
-            else:
-                message, peer = self._client_says(), self._random.choice(PEERS)
-                try_one("clients", FlowspecError, lambda m=message, p=peer: self._ask(p, m), message)
+            self.step(try_one, pipe=number % 4 == 3)
             yield
+
+    def step(self, try_one: Callable[..., None], *, pipe: bool) -> None:
+        """Let the pipe say something, or a client."""
+        if pipe:
+            event = self._pipe_says()
+            try_one("pipe", FlowspecError, lambda: self._hear(event), event)
+        else:
+            message, peer = self._client_says(), self._random.choice(PEERS)
+            try_one("clients", FlowspecError, lambda: self._ask(peer, message), message)
+
+    def end(self) -> None:
+        """Stop whatever lives; raises `InvariantViolation` if something stays behind."""
+        self._desk.fail_all(FlowspecError("the end"))
+        self.settle()
+        if self._desk.requests or self._desk.waiting or self._scheduler.sessions:
+            raise InvariantViolation("requests or sessions that outlive their end")
 
     def settle(self) -> None:
         """Take what is due to clients, as fast ones would."""
@@ -90,15 +110,26 @@ class FuzzedDesk:
 
     def _client_says(self) -> Message:
         message = self._mutator.message(ASKED)
-        if isinstance(message, Generate) and self._random.random() < 0.5:
-            return self._plausible(message)
-        return message
+        way = self._random.random()
+        if not isinstance(message, Generate) or way < 0.1:
+            return message
+        plausible = self._plausible(message.request)
+        if way < 0.6:
+            return plausible
+        odd = self._random.choice([each.name for each in fields(Generate)])
+        return replace(plausible, **{odd: getattr(message, odd)})
 
-    def _plausible(self, message: Generate) -> Generate:
+    def _plausible(self, request: str) -> Generate:
         """One that may be admitted."""
         draw = self._random
+        policy = draw.choice((None, None, *POLICIES))
+        options = list(known_options(OPTIONS[policy or self._topology.policy]))
+        given = (
+            [PolicyOption(draw.choice(options), draw.choice(OPTION_TEXTS))] if options and draw.random() < 0.3 else []
+        )
+        seed = draw.choice((None, 1))
         return Generate(
-            request=message.request,
+            request=request,
             prompt=None,
             prompt_token_ids=tuple(draw.randrange(200) for _ in range(draw.randrange(1, 20))),
             chat=False,
@@ -108,22 +139,32 @@ class FuzzedDesk:
             top_p=None,
             min_p=None,
             repetition_penalty=None,
-            seed=draw.choice((None, 1)),
-            stop=(),
-            ignore_eos=True,
-            policy=None,
+            seed=seed,
+            stop=draw.choice(((), (), ("a",))),
+            ignore_eos=draw.random() < 0.5,
+            policy=policy,
+            policy_options=tuple(given),
+            resume=(1, 2, 3) if seed and draw.random() < 0.2 else (),
         )
 
     def _ask(self, peer: bytes, message: Message) -> None:
         """What the desk does with a message that arrived; it answers refusals itself, so nothing may be raised."""
         arrived = decode([bytes(frame) for frame in encode(message)]).message
         if isinstance(arrived, Generate):
-            before = self._desk.counts.failed
+            self.settle()
             self._desk._on_generate(peer, arrived)
-            if self._desk.counts.failed > before:
-                raise FlowspecError("refused")
+            self._raise_refusal()
         elif isinstance(arrived, Cancel):
             self._desk._cancel(peer, arrived.request)
+        self._scheduler.check_integrity()
+
+    def _raise_refusal(self) -> None:
+        """Raise what the client hears, if that is an error."""
+        outbox = self._desk._outbox
+        due = [outbox.get_nowait()[1] for _ in range(outbox.qsize())]
+        for message in due:
+            if isinstance(message, Failed):
+                raise error_named(message.error, message.message)
 
     def _pipe_says(self) -> Event:
         """The tail's answer to something that was sent, or one to nothing, of another epoch, or for the second time."""
@@ -151,6 +192,7 @@ class FuzzedDesk:
 
     def _hear(self, event: Event) -> None:
         self._apply(event)
+        self._scheduler.check_integrity()
 
     def _apply(self, event: Event) -> None:
         for command in self._scheduler.handle(event):

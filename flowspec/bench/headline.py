@@ -14,7 +14,14 @@ from typing import Any, Final
 
 from flowspec.bench.agreement import Judge
 from flowspec.bench.comparison import Comparison, compare
-from flowspec.bench.efficiency import Efficiency, efficiency_of, fastest, typical_seed
+from flowspec.bench.efficiency import (
+    Efficiency,
+    efficiency_of,
+    fastest,
+    prediction_of,
+    software_of,
+    typical_seed,
+)
 from flowspec.bench.matrix import Contender, Matrix
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.questions import QuestionSet, read_set
@@ -24,6 +31,8 @@ from flowspec.schedule.options import read_options
 from flowspec.topology.topology import SYNTHETIC_MODEL
 
 PAPER: Final = "paper_7b"
+TWO: Final = "two_stages"
+"""Whose runs of `autoregressive` tell what software takes; the speed of all others is predicted with that."""
 OPPONENTS: Final = ("flowspec", "chunked", "pipedec", "autoregressive")
 EVERYBODY: Final = (*OPPONENTS, "pruned", "lockstep")
 GRIDS: Final = {
@@ -69,7 +78,7 @@ def sections_of(extent: Extent) -> tuple[Section, ...]:
         Section("eight_stages", replace(seven, stages=8), OPPONENTS),
         Section("slow_link", Pipe(SYNTHETIC_MODEL, 4, "slow-link"), OPPONENTS),
         Section("uneven_stages", replace(seven, slow_stage=2.0), ("flowspec", "chunked", "autoregressive")),
-        Section("two_stages", replace(seven, stages=2), ("flowspec", "autoregressive")),
+        Section(TWO, replace(seven, stages=2), ("flowspec", "chunked", "autoregressive")),
     )
 
 
@@ -81,6 +90,7 @@ async def measure(
     values: dict[str, Any] = {}
     efficiencies: dict[str, Efficiency] = {}
     everything: list[Record] = []
+    runs: dict[str, list[Record]] = {}
     log = Log(output)
     seed = typical_seed(sections_of(extent)[0].pipe, questions, extent.new_tokens)
     for section in sections_of(extent):
@@ -89,10 +99,18 @@ async def measure(
         records = await Campaign(matrix, log, open_pipe, judge, tell).run()
         everything += records
         (found,) = compare(records)
-        efficiency = efficiency_of(section.pipe, [each for each in records if not each.job.swept])
+        runs[section.name] = [each for each in records if not each.job.swept]
+        efficiency = efficiency_of(section.pipe, runs[section.name])
         values[section.name] = _section(found, efficiency)
         if section.pipe.profile == "paper-7b" and section.pipe.slow_stage == 1.0:
             efficiencies[str(section.pipe.stages)] = efficiency
+    pipes = {section.name: section.pipe for section in sections_of(extent)}
+    software = software_of(pipes[TWO], runs[TWO])
+    for name, pipe in pipes.items():
+        predicted = prediction_of(pipe, runs[name], software).as_values()
+        values[name] |= predicted
+        values[name]["temperature_0"] = values[name]["temperature_0"] | predicted
+    values["software_ms_per_message"] = software.message * 1e3
     values["seed"] = seed
     values["runtime_efficiency"] = {
         stages: efficiency.of("flowspec") for stages, efficiency in sorted(efficiencies.items())
@@ -164,6 +182,10 @@ def lines_of(values: dict[str, Any], width: int = 80) -> Sequence[str]:
                 between = section[f"{key}_ci"]
                 shown = f" ({between[0]:.2f} to {between[1]:.2f})" if between else ""
                 lines.append(f"  {key.replace('_', ' ')}: {ratio:.2f}x{shown}")
+        predicted = section.get("predicted_tokens_per_second", {})
+        for policy, rate in predicted.items():
+            off = section["predicted_deviation"][policy]
+            lines.append(f"  {policy}: predicted {rate:.2f}, measured {rates[policy]:.2f} ({off:+.1%})")
     efficiency = values.get("runtime_efficiency", {})
     for stages, share in efficiency.items():
         lines.append(f"{stages} stages: {share:.1%} of what the simulator says without any software's time")

@@ -2,30 +2,34 @@
 
 A process of its own knocks: thousands of connections that say nothing, garbage and HTTP over plain TCP, ZeroMQ peers
 without a key, with an unknown key, and with a client's key at the doors of nodes. The stages are emulated ones, as slow
-as small devices. `met` judges the speed against that with nobody knocking anywhere. On one machine two things count in
-it: what strangers do to the pipeline, and the cores that their process takes, which devices of their own would keep. So
-the same strangers also knock at a twin that has no work; `ratio_twin` compares with that, and `met_twin` judges it.
-The last line is one JSON object.
+as small devices. Real strangers compute elsewhere, these on the cores of the nodes; so three conditions take turns:
 
-    python -m flowspec.bench.intruders [--quick]
+    alone       nobody knocks
+    elsewhere   the process takes as much of a core as it takes to knock, and knocks nowhere
+    disturbed   it knocks
+
+`ratio` = disturbed / elsewhere is what strangers on other machines cost, and what `met` judges: the nodes' own work for
+each, and whatever it delays. `ratio_shared` = disturbed / alone has the strangers' own computing in it too. What the
+nodes spend is also measured at rest, as time of their threads, by kind of stranger. The last line is one JSON object.
+
+    python -m flowspec.bench.intruders [--quick | --rounds N]
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import multiprocessing
-import os
 import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
-from pathlib import Path
 from statistics import median
 
-from flowspec.bench.knocking import Knocks, knock
+from flowspec.bench.knocking import Begin, Burn, Knocks, Pause, knock
 from flowspec.bench.speed import generate, heldout_prompts
+from flowspec.bench.stranger_costs import NodeCosts, measure_costs, thread_seconds
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.runtime.loop import run
@@ -40,6 +44,8 @@ ALLOWED = 0.10
 """Share of the speed that strangers may cost."""
 
 DEADLINE_SECONDS = 120.0
+SETTLE_SECONDS = 0.5
+"""After strangers left, before anything else is measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +55,12 @@ class Intruders:
     rounds: int
     new_tokens: int
     alone: float
-    """Nobody knocks."""
-    twin: float
-    """The strangers knock at the twin."""
+    elsewhere: float
     disturbed: float
-    """They knock at the pipeline."""
     ratio: float
-    """disturbed / alone: with the cores that the strangers take."""
-    ratio_twin: float
-    """disturbed / twin: without these."""
+    """disturbed / elsewhere."""
+    ratio_shared: float
+    """disturbed / alone."""
     same_tokens: int
     """Rounds in which the pipeline wrote the same tokens three times."""
     half_open: int
@@ -67,22 +70,15 @@ class Intruders:
     """Requests of strangers that the coordinator took; must be 0."""
     refused: int
     """Peers and messages that the nodes counted as refused."""
-    stranger_cores: float
-    """Cores that the strangers' own process took while it knocked."""
+    stranger_cores: dict[str, float]
+    """Cores that the strangers' own process took, by condition: medians."""
     node_cores: dict[str, float]
-    """Cores that all nodes together took, by whom was knocked at: medians."""
+    """Cores that all nodes together took, by condition: medians."""
+    node_costs: NodeCosts
 
     @property
     def met(self) -> bool:
-        return self.ratio >= 1 - ALLOWED and self._untouched
-
-    @property
-    def met_twin(self) -> bool:
-        return self.ratio_twin >= 1 - ALLOWED and self._untouched
-
-    @property
-    def _untouched(self) -> bool:
-        return self.let_in == 0 and self.same_tokens == self.rounds
+        return self.ratio >= 1 - ALLOWED and self.let_in == 0 and self.same_tokens == self.rounds
 
 
 def doors_of(topology: Topology) -> dict[int, str]:
@@ -93,7 +89,7 @@ def doors_of(topology: Topology) -> dict[int, str]:
 
 
 class Strangers:
-    """The process that knocks, from `begin` to `end`."""
+    """The process that knocks, for as long as a block of code runs."""
 
     def __init__(self, topology: Topology, half_open: int) -> None:
         assert topology.keys is not None
@@ -103,67 +99,71 @@ class Strangers:
         arguments = (theirs, doors_of(topology), str(key), topology.draft_node.port, half_open)
         self._process = context.Process(target=knock, args=arguments, daemon=True)
         self._process.start()
+        theirs.close()
 
-    def begin(self) -> None:
-        """Returns when all silent connections are open."""
-        self._tell("begin")
+    async def __aenter__(self) -> Strangers:
+        return self
 
-    def pause(self) -> None:
-        self._tell("pause")
-
-    def end(self) -> Knocks:
-        self._line.send("end")
-        knocks = _answer(self._line)
-        self._process.join(DEADLINE_SECONDS)
+    async def __aexit__(self, *exc: object) -> None:
+        self._line.close()
+        await asyncio.to_thread(self._process.join, DEADLINE_SECONDS)
         self._process.close()
+
+    async def begin(self, word: Begin | Burn) -> None:
+        await self._tell(word)
+
+    async def pause(self) -> Knocks:
+        """Returns when the nodes have had time to close what is gone."""
+        knocks = await self._tell(Pause())
+        await asyncio.sleep(SETTLE_SECONDS)
         assert isinstance(knocks, Knocks)
         return knocks
 
-    def _tell(self, word: str) -> None:
+    async def _tell(self, word: Begin | Burn | Pause) -> object:
         self._line.send(word)
-        _answer(self._line)
+        if not await asyncio.to_thread(self._line.poll, DEADLINE_SECONDS):
+            raise TimeoutError("the process of the strangers does not answer")
+        return self._line.recv()
 
 
-def _answer(line: Connection) -> object:
-    if not line.poll(DEADLINE_SECONDS):
-        raise TimeoutError("the process of the strangers does not answer")
-    return line.recv()
+CONDITIONS = ("alone", "elsewhere", "disturbed")
 
 
-CONDITIONS = ("alone", "twin", "disturbed")
-
-
-async def measure_intruders(rounds: int = 8, new_tokens: int = 96, half_open: int = 2000) -> Intruders:
+async def measure_intruders(
+    rounds: int = 8, new_tokens: int = 96, half_open: int = 2000, rest_seconds: float = 4.0
+) -> Intruders:
     """Each prompt under all three conditions, in an order that changes from prompt to prompt."""
     texts = heldout_prompts(rounds)
-    async with contextlib.AsyncExitStack() as stack:
-        cluster, twin = [
-            await stack.enter_async_context(LocalCluster("demo", STAGES, emulate=EMULATED, secure=True))
-            for _ in range(2)
-        ]
-        client = await stack.enter_async_context(cluster.client())
-        strangers = {
-            name: Strangers(target.topology, half_open) for name, target in (("disturbed", cluster), ("twin", twin))
-        }
-        await client.generate(texts[0], max_new_tokens=8)
+    async with (
+        LocalCluster("demo", STAGES, emulate=EMULATED, secure=True) as cluster,
+        cluster.client() as client,
+        Strangers(cluster.topology, half_open) as strangers,
+    ):
+        costs = await measure_costs(cluster, strangers, rest_seconds)
+        # Not counted: what is done for the first time takes longer, and tells how much the strangers compute.
+        first = await _run(cluster, client, strangers, texts[0], 8, Begin())
         before = await client.status()
-        runs = [await _round(cluster, client, strangers, text, new_tokens, number) for number, text in enumerate(texts)]
-        knocks = {name: await asyncio.to_thread(each.end) for name, each in strangers.items()}["disturbed"]
+        cores = [first.knocks.cores]
+        runs = [await _round(cluster, client, strangers, text, new_tokens, n, cores) for n, text in enumerate(texts)]
         after = await client.status()
     rates = {name: [run[name].rate for run in runs] for name in CONDITIONS}
+    knocks: Counter[str] = Counter()
+    for each in runs:
+        knocks.update(each["disturbed"].knocks.by_kind)
     return Intruders(
         rounds=rounds,
         new_tokens=new_tokens,
         **{name: median(rates[name]) for name in CONDITIONS},
-        ratio=median(there / here for here, there in zip(rates["alone"], rates["disturbed"], strict=True)),
-        ratio_twin=median(there / here for here, there in zip(rates["twin"], rates["disturbed"], strict=True)),
+        ratio=_ratio(rates["disturbed"], rates["elsewhere"]),
+        ratio_shared=_ratio(rates["disturbed"], rates["alone"]),
         same_tokens=sum(len({run[name].tokens for name in CONDITIONS}) == 1 for run in runs),
-        half_open=knocks.half_open,
-        knocks=knocks.by_kind,
+        half_open=max(run["disturbed"].knocks.half_open for run in runs),
+        knocks=dict(knocks),
         let_in=(after.finished + after.failed) - (before.finished + before.failed) - len(CONDITIONS) * rounds,
         refused=after.refused + sum(node.refused for node in after.nodes),
-        stranger_cores=knocks.cores,
-        node_cores={name: round(median(run[name].cores for run in runs), 2) for name in CONDITIONS},
+        stranger_cores=_medians(runs, lambda run: run.knocks.cores),
+        node_cores=_medians(runs, lambda run: run.cores),
+        node_costs=costs,
     )
 
 
@@ -172,51 +172,68 @@ class _Run:
     rate: float
     tokens: tuple[int, ...]
     cores: float
+    knocks: Knocks
+
+
+def _ratio(upper: list[float], lower: list[float]) -> float:
+    return median(one / other for one, other in zip(upper, lower, strict=True))
+
+
+def _medians(runs: list[dict[str, _Run]], figure: Callable[[_Run], float]) -> dict[str, float]:
+    return {name: round(median(figure(run[name]) for run in runs), 3) for name in CONDITIONS}
 
 
 async def _round(
-    cluster: LocalCluster, client: Client, strangers: dict[str, Strangers], text: str, new_tokens: int, number: int
+    cluster: LocalCluster,
+    client: Client,
+    strangers: Strangers,
+    text: str,
+    new_tokens: int,
+    number: int,
+    cores: list[float],
 ) -> dict[str, _Run]:
+    """`cores` are those that the strangers took so far; that of this round comes behind them."""
     runs = {}
     for name in (*CONDITIONS[number % 3 :], *CONDITIONS[: number % 3]):
-        if name in strangers:
-            await asyncio.to_thread(strangers[name].begin)
-        began, computed = time.perf_counter(), _cpu_seconds(cluster)
-        found = await generate(client, text, "flowspec", SamplingParameters(temperature=0.0), new_tokens)
-        cores = (_cpu_seconds(cluster) - computed) / (time.perf_counter() - began)
-        if name in strangers:
-            await asyncio.to_thread(strangers[name].pause)
-        assert found.stats is not None
-        runs[name] = _Run(found.stats.tokens_per_second, tuple(found.token_ids), cores)
+        words: dict[str, Begin | Burn] = {"alone": Begin(()), "elsewhere": Burn(median(cores)), "disturbed": Begin()}
+        runs[name] = await _run(cluster, client, strangers, text, new_tokens, words[name])
+    cores.append(runs["disturbed"].knocks.cores)
     return runs
 
 
-def _cpu_seconds(cluster: LocalCluster) -> float:
-    """Of all nodes since their start; 0 where there is no /proc."""
-    ticks = 0
-    for pid in cluster.processes.values():
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+async def _run(
+    cluster: LocalCluster, client: Client, strangers: Strangers, text: str, new_tokens: int, word: Begin | Burn
+) -> _Run:
+    await strangers.begin(word)
+    began, computed = time.perf_counter(), sum(thread_seconds(cluster).values())
+    found = await generate(client, text, "flowspec", SamplingParameters(temperature=0.0), new_tokens)
+    cores = (sum(thread_seconds(cluster).values()) - computed) / (time.perf_counter() - began)
+    knocks = await strangers.pause()
+    assert found.stats is not None
+    return _Run(found.stats.tokens_per_second, tuple(found.token_ids), cores, knocks)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what strangers at every port cost a pipeline.")
     parser.add_argument("--quick", action="store_true", help="fewer prompts, tokens and connections")
-    quick = parser.parse_args().quick
+    parser.add_argument("--rounds", type=int, default=8, help="prompts, each under all three conditions")
+    given = parser.parse_args()
     began = time.perf_counter()
-    found = run(measure_intruders(3, 32, 300) if quick else measure_intruders())
+    found = run(measure_intruders(3, 32, 300, 1.0) if given.quick else measure_intruders(given.rounds))
     print(f"{found.rounds} rounds of three runs of {found.new_tokens} tokens, {time.perf_counter() - began:.0f} s:")
-    print(f"  nobody knocks         {found.alone:6.1f} tokens/s")
-    print(f"  knocking at a twin    {found.twin:6.1f}")
-    print(
-        f"  knocking at the pipe  {found.disturbed:6.1f}   ratio {found.ratio:.3f}, to the twin {found.ratio_twin:.3f}"
-    )
+    print(f"  nobody knocks          {found.alone:6.1f} tokens/s")
+    print(f"  computing elsewhere    {found.elsewhere:6.1f}")
+    print(f"  knocking at the pipe   {found.disturbed:6.1f}")
+    print(f"  ratio {found.ratio:.3f} with strangers on other machines, {found.ratio_shared:.3f} on these cores")
+    print(f"  cores of the strangers {found.stranger_cores}, of all nodes {found.node_cores}")
     print(f"  {found.half_open} silent connections at once; {found.knocks}")
     print(f"  {found.refused} refused, {found.let_in} let in")
-    print(f"  cores: strangers {found.stranger_cores}, nodes {found.node_cores}")
-    print(json.dumps({**asdict(found), "met": found.met, "met_twin": found.met_twin}))
+    costs = found.node_costs
+    print(f"at rest, all nodes together spend {100 * costs.cores:.1f} % of a core on strangers,")
+    print(f"{costs.knocks_per_second:.0f} of which come a second; on each:")
+    for each in costs.by_kind:
+        print(f"  {each.kind:12} {each.io_ms:.2f} ms in the I/O thread and {each.loop_ms:.2f} ms in Python")
+    print(json.dumps({**asdict(found), "met": found.met}))
 
 
 if __name__ == "__main__":

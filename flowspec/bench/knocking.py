@@ -1,4 +1,7 @@
-"""The process of `flowspec.bench.intruders` that knocks at the ports of a pipeline, in every way but the right one."""
+"""The process of `flowspec.bench.intruders` that knocks at the ports of a pipeline, in every way but the right one.
+
+It also does the opposite: take as much time of a core as that takes, and knock at no port.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import contextlib
 import random
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -33,19 +37,49 @@ GARBAGE = (
 )
 
 
+KINDS = ("silent", "garbage", "keyless", "wrong keys")
+"""Of strangers, as they may be told to knock."""
+
+BURN_SECONDS = 0.005
+"""Between two moments at which a process that knocks nowhere looks whether it has computed enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Knock; answered when all silent connections are open."""
+
+    kinds: tuple[str, ...] = KINDS
+
+
+@dataclass(frozen=True, slots=True)
+class Burn:
+    """Take this share of a core, and knock nowhere."""
+
+    cores: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Stop, close everything; answered with `Knocks`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Knocks:
+    """What one process did between two words."""
+
     by_kind: dict[str, int]
+    """Connections; those of wrong keys by key."""
     half_open: int
     """Most silent connections that were open at once."""
+    seconds: float
     cores: float
-    """Of this process while it knocked."""
+    """Of this process meanwhile; to open silent connections at the beginning counts as neither."""
 
 
 def knock(line: Connection, doors: dict[int, str], client_key: str, client_port: int, half_open: int) -> None:
     """Main function of the process: `doors` has the public key of the node behind each port.
 
-    The words "begin" and "pause" are answered with True, "end" with `Knocks`.
+    Each word is answered, `Pause` with `Knocks` and the others with True; it ends when the line does.
     """
     allow_many_connections()
     asyncio.run(_Strangers(line, doors, client_key, client_port, half_open).run())
@@ -66,44 +100,69 @@ class _Strangers:
         self._silent: list[asyncio.StreamWriter] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._random = random.Random(0)
-        self._busy = self._knocking = 0.0
         self._began = (0.0, 0.0)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            word = await loop.run_in_executor(None, self._line.recv)
-            if word == "begin":
-                await self._begin()
-            elif word == "pause":
-                await self._pause()
-            else:
-                cores = self._busy / self._knocking if self._knocking else 0.0
-                self._line.send(Knocks(dict(self._counts), self._most, round(cores, 3)))
+            try:
+                word = await loop.run_in_executor(None, self._line.recv)
+            except EOFError:
                 self._context.destroy(linger=0)
                 return
-            self._line.send(True)
+            match word:
+                case Begin(kinds):
+                    await self._begin(kinds)
+                    self._line.send(True)
+                case Burn(cores):
+                    self._note_beginning()
+                    self._tasks.append(loop.create_task(self._burn(cores)))
+                    self._line.send(True)
+                case _:
+                    self._line.send(await self._pause())
 
-    async def _begin(self) -> None:
-        await self._open_silent()
-        self._began = (time.process_time(), time.perf_counter())
+    async def _begin(self, kinds: tuple[str, ...]) -> None:
+        if "silent" in kinds:
+            await self._open_silent()
+        self._note_beginning()
         loop = asyncio.get_running_loop()
-        for port in self._ports:
-            self._tasks.append(loop.create_task(self._babble(port)))
-            self._tasks.append(loop.create_task(self._keep_silent(port)))
-        self._tasks += [loop.create_task(self._keyless()), loop.create_task(self._wrong_keys())]
+        ways: list[Coroutine[None, None, None]] = []
+        if "silent" in kinds:
+            ways += [self._keep_silent(port) for port in self._ports]
+        if "garbage" in kinds:
+            ways += [self._babble(port) for port in self._ports]
+        if "keyless" in kinds:
+            ways.append(self._keyless())
+        if "wrong keys" in kinds:
+            ways.append(self._wrong_keys())
+        self._tasks += [loop.create_task(way) for way in ways]
 
-    async def _pause(self) -> None:
+    def _note_beginning(self) -> None:
+        self._began = (time.process_time(), time.perf_counter())
+
+    async def _pause(self) -> Knocks:
+        seconds = time.perf_counter() - self._began[1]
+        cores = (time.process_time() - self._began[0]) / seconds
         for task in self._tasks:
             task.cancel()
-        await asyncio.wait(self._tasks)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
         self._tasks.clear()
-        self._busy += time.process_time() - self._began[0]
-        self._knocking += time.perf_counter() - self._began[1]
         for writer in self._silent:
             writer.transport.abort()
         self._silent.clear()
+        knocks = Knocks(dict(self._counts), self._most, seconds, cores)
+        self._counts.clear()
+        self._most = 0
+        return knocks
+
+    async def _burn(self, cores: float) -> None:
+        began = self._began
+        while True:
+            while time.process_time() - began[0] < cores * (time.perf_counter() - began[1]):
+                pass
+            await asyncio.sleep(BURN_SECONDS)
 
     async def _open_silent(self) -> None:
         """Connections that say nothing, spread over all ports."""

@@ -6,6 +6,7 @@ Everything comes from one seeded generator, so that a campaign can be run again.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import types
 import typing
@@ -16,6 +17,7 @@ import msgpack
 from flowspec.wire.codec import EQUAL_COLUMNS
 from flowspec.wire.frames import encode, message_types
 from flowspec.wire.messages import PROTOCOL_VERSION, Message
+from flowspec.wire.tensors import ITEM_BYTES
 
 EDGES = (0, 1, -1, 2, 7, 255, 256, 4096, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63))
 WORDS = ("", "a", "demo", "stage-1", "draft", "s" * 300, "\x00", "é", "../../x", "%s%n", "{}", "nan", "flowspec")
@@ -31,10 +33,10 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 
 class Mutator:
-    """Draws inputs; the same seed draws the same ones."""
+    """Draws inputs; the same seed, or source of decisions, draws the same ones."""
 
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
+    def __init__(self, source: int | random.Random) -> None:
+        self.random = random.Random(source) if isinstance(source, int) else source
         self._types = sorted(message_types().values(), key=lambda kind: kind.kind)
         self._corpus: list[bytes] = []
 
@@ -85,7 +87,7 @@ class Mutator:
         if way < 0.65:
             return [draw.randbytes(draw.choice((0, 1, 3, 17, 200)))]
         if way < 0.95:
-            return self._claims()
+            return self._claims(draw.choice(self._corpus))
         return [self._broken(draw.choice(self._corpus)) for _ in range(draw.choice((0, 2, 9, 10, 40)))]
 
     def _valid(self) -> bytes:
@@ -115,10 +117,28 @@ class Mutator:
                 del changed[place:]
         return bytes(changed)
 
-    def _claims(self) -> list[bytes]:
-        """A header that is well formed, and says what is not so: versions, kinds, shapes, sizes, depths."""
+    def sound(self) -> list[bytes]:
+        """Frames of a message that is valid as such, most often with tensors."""
         draw = self.random
-        plain: dict[Any, Any] = msgpack.unpackb(draw.choice(self._corpus))
+        plain: dict[str, Any] = msgpack.unpackb(self._valid())
+        shapes = [[draw.choice((0, 1, 2, 5)) for _ in range(draw.randrange(4))] for _ in range(draw.randrange(4))]
+        specs = [(draw.choice(list(ITEM_BYTES)), shape) for shape in shapes]
+        plain["tensors"] = [[dtype, shape] for dtype, shape in specs]
+        return [msgpack.packb(plain), *(draw.randbytes(ITEM_BYTES[dtype] * math.prod(shape)) for dtype, shape in specs)]
+
+    def like(self, header: bytes) -> list[bytes]:
+        """Frames of a message whose header is close to this one, whether that is a valid one or not."""
+        try:
+            plain = msgpack.unpackb(header)
+        except (ValueError, msgpack.UnpackException):
+            plain = None
+        claims = isinstance(plain, dict) and isinstance(plain.get("body"), dict)
+        return self._claims(header) if claims else [self._broken(header)]
+
+    def _claims(self, header: bytes) -> list[bytes]:
+        """This header, well formed, and with something in it that is not so: version, kind, shape, size, depth."""
+        draw = self.random
+        plain: dict[Any, Any] = msgpack.unpackb(header)
         way = draw.randrange(8)
         if way == 0:
             plain["v"] = draw.choice((PROTOCOL_VERSION + 1, -1, 0, 2**63, "3", None, True))

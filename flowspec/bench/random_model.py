@@ -14,8 +14,13 @@ import torch
 VOCABULARY = 352
 
 
-def write_random_model(folder: Path, *, layers: int = 4, hidden: int = 32, context: int = 1024, seed: int = 0) -> Path:
-    """A Llama of `layers` layers in float64; returns `folder`."""
+def write_random_model(
+    folder: Path, *, layers: int = 4, hidden: int = 32, context: int = 1024, seed: int = 0, blur: float = 0.0
+) -> Path:
+    """A Llama of `layers` layers in float64; returns `folder`.
+
+    `blur` is the spread of what is added to the weights: a blurred one drafts for the one that is not, and errs.
+    """
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -39,6 +44,9 @@ def write_random_model(folder: Path, *, layers: int = 4, hidden: int = 32, conte
             spread = 0.3 if weights.dim() > 1 else 0.1
             noise = torch.randn(weights.shape, generator=generator, dtype=torch.float64)
             weights.copy_(noise * spread + (1.0 if "norm" in name else 0.0))
+        if blur:
+            for weights in model.parameters():
+                weights.add_(torch.randn(weights.shape, generator=generator, dtype=torch.float64), alpha=blur)
     model.save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<s>": 0, "</s>": 1, **{letter: index + 2 for index, letter in enumerate(alphabet)}}

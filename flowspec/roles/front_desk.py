@@ -225,7 +225,10 @@ class FrontDesk:
     def _forget(self, session: str) -> Request | None:
         request = self.requests.pop(session, None)
         if request is not None:
-            self._session_of.pop((request.admitted.peer, request.admitted.request), None)
+            name = request.admitted.peer, request.admitted.request
+            # A client may have given the name to another request meanwhile.
+            if self._session_of.get(name) == session:
+                del self._session_of[name]
             self._end(session)
             self.waiting.lasted(time.perf_counter() - request.asked)
             # Not at once: whoever ends a session has more to say about it before the next one begins.

@@ -186,7 +186,9 @@ class Scheduler:
         if session is None or event.epoch != session.epoch:
             return broken
         session.land(event.ticket)
-        return broken + self._policies[event.session].handle(event, self._room())
+        heard = broken + self._policies[event.session].handle(event, self._room())
+        # Only a tail that is at fault gives back the last segment without a verdict on it.
+        return heard + self._restart(session, "its last segment had no verdict") if session.stranded else heard
 
     def _drop(self, ticket: int) -> list[Command]:
         """Segments before `ticket` will not come back any more: the pipe is in order, so they were lost."""

@@ -37,12 +37,14 @@ class ContinuousSettings:
     """The same where nodes share cores."""
     segment: int = FLOWSPEC.segment
     """Most tokens in one segment."""
+    segment_contended: int = 16
+    """The same where nodes share cores."""
     overhead_seconds: float = 0.0005
     """What a segment costs beside the forward: headers, sockets, wake-ups."""
-    worth_in_time: float = 2.0
-    """How many tokens a guess is worth that is under way when its parent is accepted, where every node has its own
-    cores: without it the pipe runs empty. So a segment grows until its least probable token, taken so many times,
-    costs more time than it gains. Where cores are shared it is worth what it is."""
+    worth_in_time: float = 0.5
+    """How many tokens a guess is worth in the choice of a segment's size, where every node has its own cores. A segment
+    grows until its least probable token, taken so many times, costs more time than it gains. Less than one, since what
+    is left out may go with the next segment, and what goes makes the next one later. Where cores are shared it is 1."""
     worth: float = 0.05
     """Expected accepted tokens below which a segment of guesses is not sent, where every node has its own cores."""
     worth_contended: float = 0.5
@@ -96,6 +98,11 @@ class Continuous:
             tree = min(tree, self.settings.tree_contended)
         return max(2, tree // room.sessions)
 
+    def _size(self, room: Room) -> int:
+        """Most tokens of a segment."""
+        size = self.settings.segment
+        return min(size, self.settings.segment_contended) if room.pipe.contended else size
+
     # ---- the next segment --------------------------------------------------------------------------------------------
 
     def next_segment(self, room: Room) -> DraftTokens | None:
@@ -103,7 +110,7 @@ class Continuous:
         if session.prefilling:
             return session.prompt_chunk(room.pipe.prefill_chunk(len(session.prompt)))
         tree = session.tree
-        most = min(self.settings.segment, self._cap(room) - tree.sent)
+        most = min(self._size(room), self._cap(room) - tree.sent)
         waiting = tree.waiting(session.remaining, max(0, most))
         if not waiting:
             return None

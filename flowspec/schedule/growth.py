@@ -29,8 +29,12 @@ class GrowthSettings:
 
     expand: int = FLOWSPEC.expand
     """Most tokens that one step expands."""
-    floor: float = 0.005
+    expand_contended: int = 10
+    """The same where the drafter takes time from the stages."""
+    floor: float = 0.003
     """Probability, from the root, below which a token is not expanded."""
+    floor_contended: float = 0.005
+    """The same where the drafter takes time from the stages."""
     gain: float = 0.2
     """A step is asked for when the tokens that it may gain would take longer than this many steps without drafts."""
     patience: float = 1.5
@@ -45,9 +49,11 @@ class GrowthSettings:
     """What a drafter is taken for at first counts as much as this many tokens that were seen."""
     width: int = FLOWSPEC.width
     """Children that the drafter is asked for, for each expanded token; 0: as many as the topology says."""
-    pool: int = 256
+    pool: int = 400
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
     is, and the drafter is not asked twice for the same children unless it knows more."""
+    pool_contended: int = 256
+    """The same where the drafter takes time from the stages."""
     hit_smoothing: float = 0.02
     """Weight of the newest expanded token in the running means of its children's probabilities."""
     renewal_smoothing: float = 0.05
@@ -76,6 +82,8 @@ class Growth:
         """Accepted tokens, and expanded ones, that these means and `hits` rest on."""
         self._unasked = 0
         """Accepted tokens since the last step."""
+        self._free = True
+        """The drafter takes no time from the stages."""
         self.restart()
 
     def restart(self) -> None:
@@ -93,6 +101,23 @@ class Growth:
     def trust(self) -> float:
         """Factor on the probability of each guess: a drafter may be right more often than it says, or less."""
         return max(LEAST_TRUST, min(MOST_TRUST, self._kept / self._promised))
+
+    @property
+    def expand(self) -> int:
+        """Most tokens that one step expands."""
+        settings = self.settings
+        return settings.expand if self._free else min(settings.expand, settings.expand_contended)
+
+    @property
+    def floor(self) -> float:
+        """Score, from the root, below which a token is not expanded."""
+        return log(self.settings.floor if self._free else self.settings.floor_contended)
+
+    @property
+    def pool(self) -> int:
+        """Most live tokens, waiting ones included."""
+        settings = self.settings
+        return settings.pool if self._free else min(settings.pool, settings.pool_contended)
 
     @property
     def hit(self) -> float:
@@ -132,6 +157,7 @@ class Growth:
         `patience` is what a step may take without being in the way: about the time between two verdicts.
         `free`: the drafter takes no time from the stages, so a root is expanded whatever it may gain.
         """
+        self._free = free
         session = self.session
         if self.lost or self.out is not None or not session.active:
             return []
@@ -173,7 +199,7 @@ class Growth:
         longest = max(patience, settings.patience * steps.of(1))
         chosen: list[int] = []
         gained = 0.0
-        for value, serial in worth[: settings.expand]:
+        for value, serial in worth[: self.expand]:
             dear = value * plain_seconds < settings.gain * steps.per_token
             if chosen and (dear or steps.of(len(chosen) + 1) > longest):
                 break
@@ -187,9 +213,9 @@ class Growth:
 
     def _candidates(self, cap: int) -> list[Scored]:
         """Tokens that may be expanded: never asked for, or long enough ago for the drafter to know more now."""
-        session, tree, settings = self.session, self.session.tree, self.settings
+        session, tree = self.session, self.session.tree
         # A child at depth `remaining` could not matter any more, so its parent need not be expanded.
-        limits = (log(settings.floor), session.remaining - 1, settings.expand)
+        limits = (self.floor, session.remaining - 1, self.expand)
         best = tree.unexpanded(*limits)
         ahead = max(1, cap - tree.sent)
         waiting = tree.waiting(session.remaining, ahead)
@@ -220,7 +246,7 @@ class Growth:
         answers = dict(event.children)
         for serial in expanded:
             self._take(serial, sound(answers.get(serial, ())), features)
-        tree.trim(self.settings.pool)
+        tree.trim(self.pool)
 
     def _take(self, serial: int, children: list[tuple[int, float]], features: int) -> None:
         """The drafter's newest opinion of what follows one token; `features`: what it knew."""
@@ -272,7 +298,7 @@ class Growth:
         ]
         if alive:
             return alive, seconds
-        fresh = tree.unexpanded(log(self.settings.floor), self.session.remaining - 1, self.settings.expand)
+        fresh = tree.unexpanded(self.floor, self.session.remaining - 1, self.expand)
         if not fresh:
             return None
         return [chance for s in fresh for chance in self._coming(s.serial, s.score)], seconds + self.steps.of(1)

@@ -111,6 +111,11 @@ class Session:
         return not self.tree[self.tree.root].sent
 
     @property
+    def stranded(self) -> bool:
+        """Live tokens went out, nothing is in flight any more, and no verdict has come on them: none ever will."""
+        return self.active and not self.flights and self.tree.sent > 0
+
+    @property
     def live_work(self) -> int:
         """Tokens in flight that may still be of use."""
         if self.verdict is None:
@@ -242,7 +247,7 @@ class Session:
             (len(self.output) >= self.limit, "it should have finished"),
             (self.prefilling and self.verdict is not None, "a verdict before the end of the prompt"),
             (self.prefilling and self.tree.sent > 0, "draft tokens went before the prompt"),
-            (not self.flights and self.tree.sent > 0, "tokens are out, but no segment is in flight"),
+            (self.stranded, "tokens are out, but no segment is in flight"),
             (self.counters.drafted < self.counters.accepted + self.counters.pruned, "the counters do not add up"),
         )
         for broken, problem in problems:

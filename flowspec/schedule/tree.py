@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
+from operator import itemgetter
 from typing import NamedTuple
 
 from flowspec.errors import InvariantViolation
@@ -176,7 +177,7 @@ class DraftTree:
                 removed += 1
                 if removed == excess:
                     break
-        self._ranking = None
+        self._ranking = [scored for scored in self.ranking() if scored.serial in self._tokens]
         return removed
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
@@ -187,13 +188,14 @@ class DraftTree:
         A parent precedes its children: its score is not below theirs and its serial is smaller.
         """
         if self._ranking is None:
-            scores = {self.root: (0.0, 0)}
+            root = Scored(self.root, 0.0, 0)
+            found = {self.root: root}
             for serial, token in self._tokens.items():  # in the order of serials: parents first
                 if serial != self.root:
-                    score, depth = scores[token.parent]
-                    scores[serial] = (score + token.log_probability, depth + 1)
-            keyed = sorted((-score, serial, depth) for serial, (score, depth) in scores.items())
-            self._ranking = [Scored(serial, -cost, depth) for cost, serial, depth in keyed]
+                    _, score, depth = found[token.parent]
+                    found[serial] = Scored(serial, score + token.log_probability, depth + 1)
+            # Of equal scores the smaller serial first: sorting is stable.
+            self._ranking = sorted(found.values(), key=itemgetter(1), reverse=True)
         return self._ranking
 
     def waiting(self, depth_limit: int, most: int | None = None) -> list[Scored]:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from flowspec.bench.comparison import compare
-from flowspec.bench.efficiency import efficiency_of, fastest
+from flowspec.bench.efficiency import efficiency_of, fastest, prediction_of, software_of
 from flowspec.bench.headline import FULL, QUICK, Extent, figures, lines_of, measure, sections_of
 from flowspec.bench.matrix import Contender
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import read_records
+from flowspec.errors import ConfigurationError
 from flowspec.schedule.options import read_options
 from tests.bench.fake_runs import SPEEDS, FakeClient, FakeJudge, campaign, matrix, questions
 
@@ -49,7 +50,12 @@ async def test_the_object_has_ratios_intervals_and_efficiencies(
     simulated = values["paper_7b"]["simulated_tokens_per_second"]["flowspec"]
     assert values["runtime_efficiency"]["4"] == pytest.approx(16 / simulated)
     assert read_records(path) == records
+    for name in ("paper_7b", "two_stages", "uneven_stages"):
+        assert {"flowspec", "chunked", "autoregressive"} <= set(values[name]["predicted_deviation"])
     lines = lines_of(values)
+    assert sum("predicted" in line for line in lines) == sum(
+        len(values[name]["predicted_deviation"]) for name in values if name.endswith(("7b", "stages", "link"))
+    )
     assert max(map(len, lines)) <= 80
     assert "  vs chunked: 2.00x (2.00 to 2.00)" in lines
 
@@ -78,6 +84,23 @@ async def test_plain_pipelining_is_simulated_to_the_closed_form(tmp_path: Path) 
     found = efficiency_of(pipe, records)
     assert found.simulated["autoregressive"].rate == pytest.approx(1 / (4 * 0.060 + 3 * hidden + 2 * 0.002))
     assert found.of("autoregressive") == pytest.approx(4 * (4 * 0.060 + 3 * hidden + 2 * 0.002))
+
+
+async def test_software_is_what_a_pass_takes_beyond_the_simulated_time(tmp_path: Path) -> None:
+    pipe = Pipe("synthetic", 2, "paper-7b")
+    contenders = (Contender("autoregressive"), Contender("chunked"))
+    asked = matrix(questions(), pipes=(pipe,), contenders=contenders)
+    records = await campaign(FakeClient(), tmp_path / "runs.jsonl", asked).run()
+    software = software_of(pipe, records)
+    simulated = efficiency_of(pipe, records).simulated
+    beyond = 1 / SPEEDS["autoregressive"] - 1 / simulated["autoregressive"].rate
+    assert software.message == pytest.approx(beyond / 3)
+    found = prediction_of(pipe, records, software)
+    # What is fitted to it is met, but for the decisions' own time, which are no part of the fit.
+    assert found.deviation("autoregressive") == pytest.approx(0, abs=0.02)
+    assert found.predicted["chunked"].rate < simulated["chunked"].rate
+    with pytest.raises(ConfigurationError, match="no run of autoregressive"):
+        software_of(pipe, [record for record in records if record.job.policy == "chunked"])
 
 
 async def test_the_best_of_a_sweep_stands_beside_the_papers_settings(tmp_path: Path) -> None:

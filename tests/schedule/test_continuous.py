@@ -127,7 +127,7 @@ def test_a_certain_token_does_not_wait_for_a_drafter_that_is_lost() -> None:
     assert sent.draft.tokens == (42,)
 
 
-@pytest.mark.parametrize(("curve", "most"), [(((1, 0.06), (16, 0.06)), 16), (((1, 0.01), (16, 0.16)), 4)])
+@pytest.mark.parametrize(("curve", "most"), [(((1, 0.06), (16, 0.06)), 20), (((1, 0.01), (16, 0.16)), 4)])
 def test_segments_are_smaller_where_more_tokens_cost_more(curve: tuple[tuple[int, float], ...], most: int) -> None:
     scheduler = Scheduler(PipeProfile((curve,) * 4))
     scheduler.handle(REQUEST)
@@ -137,7 +137,24 @@ def test_segments_are_smaller_where_more_tokens_cost_more(curve: tuple[tuple[int
     scheduler.sessions["s"].tree.merge(2, [(token, log(0.9) - 0.3 * token) for token in range(20)])
     (sent,) = only(scheduler.handle(SegmentTaken(1)), SendSegment)
     assert 1 <= len(sent.draft) <= most
-    assert (len(sent.draft) == 16) == (most == 16)
+    # Where more tokens cost nothing, all that wait go.
+    assert (len(sent.draft) == 20) == (most == 20)
+
+
+@pytest.mark.parametrize(("cores", "most"), [(2, 16), (16, 20)])
+def test_where_nodes_share_cores_a_segment_has_at_most_sixteen_tokens(cores: int, most: int) -> None:
+    curve = ((1, 0.06), (16, 0.06))
+    scheduler = Scheduler(PipeProfile((curve,) * 4, (), ((cores, (0, 1, 2, 3), (curve,) * 4),), True))
+    assert scheduler.pipe.contended == (cores == 2)
+    scheduler.handle(REQUEST)
+    scheduler.handle(SessionReady("s", 0))
+    (ticket,) = scheduler.sessions["s"].flights
+    scheduler.handle(SegmentTaken(ticket))
+    scheduler.sessions["s"].tree.merge(2, [(token, log(0.9) - 0.01 * token) for token in range(20)])
+    commands = scheduler.handle(grown((2, ()), seconds=1.0))
+    commands += scheduler.handle(returned(ticket, 2, 0))
+    segments = only(commands, SendSegment)
+    assert max(len(sent.draft) for sent in segments) <= most
 
 
 def test_guesses_that_are_hardly_worth_a_segment_are_not_sent() -> None:

@@ -187,8 +187,18 @@ def test_steps_are_small_where_every_token_costs_much() -> None:
             answer(growth, *children, seconds=0.002 + per_token * read)
         (command,) = growth.ask(400, 0.24, 0.06)
         sizes[per_token] = len(command.expand)
-    assert sizes[0.0001] == 10
+    assert sizes[0.0001] == 16
     assert 1 <= sizes[0.02] <= 3
+
+
+@pytest.mark.parametrize(("free", "most"), [(True, 16), (False, 10)])
+def test_steps_are_smaller_where_the_drafter_takes_time_from_the_stages(free: bool, most: int) -> None:
+    _, growth = growing(features=False)
+    for _ in range(3):
+        (command,) = growth.ask(400, 0.24, 0.06, free=free)
+        answer(growth, *((serial, scores(0.3, 0.25, 0.2, 0.15)) for serial in command.expand), seconds=0.0021)
+    (command,) = growth.ask(400, 0.24, 0.06, free=free)
+    assert len(command.expand) == most
 
 
 def test_a_drafter_that_is_wrong_is_believed_less_and_one_that_is_right_more() -> None:

@@ -138,6 +138,17 @@ def test_what_always_fails_is_given_up() -> None:
     assert isinstance(scheduler.handle(SessionStopped("a", "failed"))[0], FinishSession)
 
 
+def test_a_last_segment_without_a_verdict_begins_the_session_again_and_not_for_ever() -> None:
+    scheduler, _ = scheduler_with("a")
+    for epoch in range(MOST_BARREN):
+        ticket = scheduler.last_ticket
+        assert OpenSession("a", epoch + 1) in scheduler.handle(SegmentReturned(ticket, "a", epoch, 0, None, None))
+        scheduler.check_integrity()
+        assert owners(scheduler.handle(SessionReady("a", epoch + 1))) == ["a"]
+    last = SegmentReturned(scheduler.last_ticket, "a", MOST_BARREN, 0, None, None)
+    assert [type(command) for command in scheduler.handle(last)] == [BreakSession]
+
+
 def test_a_ticket_of_an_earlier_coordinator_is_not_taken_for_ones_own() -> None:
     scheduler, _ = scheduler_with("a")
     assert scheduler.handle(SegmentReturned(1, "elsewhere", 0, 0, 2, 8)) == []
