@@ -1,4 +1,4 @@
-"""What the streams of a soak ask: short and long, greedy and sampled, ended by a limit, a stop string or EOS."""
+"""What the streams of a soak ask: short and long, greedy and sampled, ended by a limit or a stop string."""
 
 from __future__ import annotations
 
