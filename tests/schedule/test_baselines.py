@@ -132,7 +132,7 @@ def test_a_baseline_without_a_drafter_is_plain_decoding(policy: str) -> None:
 
 def test_the_speeds_are_those_that_the_literature_leads_one_to_expect() -> None:
     def rate(policy: str, *options: tuple[str, str]) -> float:
-        runs = [run(policy, *options, tokens=300, salt=salt, checks=False) for salt in (3, 4, 5)]
+        runs = [run(policy, *options, tokens=180, salt=salt, checks=False) for salt in (3, 4)]
         return sum(pipe.results["s"].rate for pipe in runs) / len(runs)
 
     chunked = rate("chunked")
