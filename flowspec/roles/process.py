@@ -182,12 +182,11 @@ def _node(topology: Topology, name: str, progress: Report) -> AnyNode:
 
 def take_share(topology: Topology, name: str) -> None:
     """Share the cores among the nodes of this node's host: threads, and where there are too few, the cores too."""
-    if not hasattr(os, "sched_getaffinity"):
-        torch.set_num_threads(topology.thread_count(name, os.cpu_count() or 1))
-        return
-    cores = sorted(os.sched_getaffinity(0))
+    bound = hasattr(os, "sched_setaffinity")
+    cores = sorted(os.sched_getaffinity(0)) if bound else range(os.cpu_count() or 1)
     torch.set_num_threads(topology.thread_count(name, len(cores)))
-    os.sched_setaffinity(0, topology.core_share(name, cores))
+    if bound:
+        os.sched_setaffinity(0, topology.core_share(name, cores))
 
 
 def run_alone(topology: Topology, name: str, report: Report) -> None:

@@ -13,9 +13,11 @@ import transformers
 
 from flowspec.client import Client, Generation
 from flowspec.roles.coordinator import Coordinator
+from flowspec.roles.spare import SpareNode
 from flowspec.roles.stage import StageNode
 from flowspec.schedule.events import PipeMeasured, PipeProfile
 from flowspec.topology import Topology
+from flowspec.transport.base import Transport
 from flowspec.transport.memory import MemoryTransport
 
 
@@ -27,6 +29,23 @@ class Running:
     client: Client
 
 
+async def started(
+    topology: Topology, transport: Transport, stack: AsyncExitStack
+) -> tuple[Coordinator, list[StageNode], list[SpareNode]]:
+    """All nodes of `topology`, READY; they end with `stack`, the coordinator first."""
+    spares = [
+        await stack.enter_async_context(SpareNode(topology, spare.name, transport=transport))
+        for spare in topology.spares
+    ]
+    stages = [
+        await stack.enter_async_context(StageNode(topology, stage.name, transport=transport))
+        for stage in topology.stages
+    ]
+    coordinator = await stack.enter_async_context(Coordinator(topology, transport=transport))
+    await coordinator.ready()
+    return coordinator, stages, spares
+
+
 @asynccontextmanager
 async def pipeline(
     model: Path, stages: int, *, transport: MemoryTransport | None = None, dtype: str = "float64", **overrides: Any
@@ -35,12 +54,7 @@ async def pipeline(
     transport = transport or MemoryTransport()
     topology = Topology.local(str(model), stages, dtype=dtype, **overrides)
     async with AsyncExitStack() as stack:
-        nodes = [
-            await stack.enter_async_context(StageNode(topology, stage.name, transport=transport))
-            for stage in topology.stages
-        ]
-        coordinator = await stack.enter_async_context(Coordinator(topology, transport=transport))
-        await coordinator.ready()
+        coordinator, nodes, _ = await started(topology, transport, stack)
         # Toy stages are so fast that guessing would not pay, and the policy would rightly hardly guess.
         coordinator.apply(PipeMeasured(PipeProfile((((1, 0.06), (64, 0.1)),) * stages)))
         client = await stack.enter_async_context(Client(topology.client_address, transport=transport))

@@ -21,7 +21,7 @@ from flowspec.transport.base import Transport
 from flowspec.transport.memory import MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
 from tests.checkpoints import write_checkpoint
-from tests.pipeline.running import Running, alone, complete
+from tests.pipeline.running import Running, alone, complete, started
 
 PROMPT = [5, 9, 33, 40, 7, 12, 5, 9, 33, 40, 7, 60, 61, 5, 9]
 SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 17}
@@ -77,16 +77,7 @@ async def piped(
         str(model), 3, dtype="float64", drafter="ngram", timeouts={**PATIENT, **timeouts}, spares=spares
     )
     async with asyncio.timeout(DEADLINE), AsyncExitStack() as stack:
-        waiting = [
-            await stack.enter_async_context(SpareNode(topology, each.name, transport=transport))
-            for each in topology.spares
-        ]
-        stages = [
-            await stack.enter_async_context(StageNode(topology, each.name, transport=transport))
-            for each in topology.stages
-        ]
-        coordinator = await stack.enter_async_context(Coordinator(topology, transport=transport))
-        await coordinator.ready()
+        coordinator, stages, waiting = await started(topology, transport, stack)
         client = Client(topology.client_address, transport=transport, silence_timeout=silence)
         await stack.enter_async_context(client)
         yield Pipeline(Running(topology, coordinator, stages, client), transport, waiting, stack)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from flowspec.client import Client
-from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.spare import SpareNode
 from flowspec.roles.stage import StageNode
 from flowspec.topology import Topology
@@ -18,7 +17,7 @@ from flowspec.transport.base import Transport
 from flowspec.transport.memory import MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
 from tests.checkpoints import write_checkpoint
-from tests.pipeline.running import Running, alone, complete
+from tests.pipeline.running import Running, alone, complete, started
 
 PROMPT = [5, 9, 33, 40, 7, 12, 5, 9, 33, 40, 7, 60, 61, 5, 9]
 QUICK = {"heartbeat_interval": 0.05, "heartbeat_deadline": 0.5, "spare": 0.1}
@@ -37,16 +36,7 @@ async def with_spares(
 ) -> AsyncIterator[tuple[Running, list[SpareNode], AsyncExitStack]]:
     topology = Topology.local(str(model), 3, dtype="float64", drafter="ngram", timeouts=QUICK, spares=spares)
     async with asyncio.timeout(DEADLINE), AsyncExitStack() as stack:
-        waiting = [
-            await stack.enter_async_context(SpareNode(topology, spare.name, transport=transport))
-            for spare in topology.spares
-        ]
-        stages = [
-            await stack.enter_async_context(StageNode(topology, stage.name, transport=transport))
-            for stage in topology.stages
-        ]
-        coordinator = await stack.enter_async_context(Coordinator(topology, transport=transport))
-        await coordinator.ready()
+        coordinator, stages, waiting = await started(topology, transport, stack)
         client = await stack.enter_async_context(Client(topology.client_address, transport=transport))
         yield Running(topology, coordinator, stages, client), waiting, stack
 
