@@ -290,12 +290,13 @@ class Topology(Section):
 
         Where nodes share cores, the last one is the draft node's alone: it drafts while a segment is under way, and the
         stages, which wait for one another, keep out of its way and find their caches warmer. Emulated nodes mostly
-        wait, and run anywhere.
+        wait, and run anywhere; so does a node that names its own `threads`.
         """
         on_host = [each for each in self.nodes if canonical_host(each.host) == canonical_host(self.draft_node.host)]
         named = self.spare(name) or self.node(name)
         guest = canonical_host(named.host) != canonical_host(self.draft_node.host)
-        if guest or not 2 <= len(cores) < len(on_host) or any(self.node(each.name).emulate for each in self.nodes):
+        emulated = any(self.node(each.name).emulate for each in self.nodes)
+        if guest or named.threads or emulated or not 2 <= len(cores) < len(on_host):
             return cores
         return cores[-1:] if name == self.draft_node.name else cores[:-1]
 

@@ -264,6 +264,7 @@ def test_where_nodes_share_cores_the_draft_node_has_one_for_itself() -> None:
     assert topology.core_share("stage-3", [2, 3, 7]) == [2, 3]
     assert topology.core_share("draft", [0, 1, 2, 3, 4]) == [0, 1, 2, 3, 4]
     assert topology.core_share("draft", [5]) == [5]
+    assert Topology.local(stages=4, threads=2).core_share("draft", [0, 1]) == [0, 1]
     slow = Topology.local(stages=4, profile="paper-7b")
     assert slow.core_share("draft", [0, 1]) == slow.core_share("stage-1", [0, 1]) == [0, 1]
 
