@@ -236,7 +236,7 @@ def grow_full_tree(
     finally:
         drafter.close(SESSION)
     tree = session.tree
-    serials = sorted(scored.serial for scored in tree.ranking()[: size + 1])
+    serials = sorted(token.serial for token in tree.ranking()[: size + 1])
     return Grown(tree.columns(serials), {serial: exp(tree[serial].log_probability) for serial in serials}, steps)
 
 

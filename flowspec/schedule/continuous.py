@@ -115,14 +115,14 @@ class Continuous:
         if not waiting:
             return None
         if not self.settings.score_order:
-            waiting.sort(key=lambda scored: scored.depth)
-        chances = [exp(scored.score) for scored in waiting]
+            waiting.sort(key=lambda token: token.depth)
+        chances = [exp(token.score) for token in waiting]
         size, rate = self._best(chances, 0.0, room)
         if not session.root_waits and sum(chances[:size]) < self._worth(room):
             return None
         if self._wait(chances, rate, most, room):
             return None
-        return tree.columns([scored.serial for scored in waiting[:size]])
+        return tree.columns([token.serial for token in waiting[:size]])
 
     def _best(self, chances: list[float], delay: float, room: Room) -> tuple[int, float]:
         """How many of the best tokens make the segment that gains most per second, and its gain per second.

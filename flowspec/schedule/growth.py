@@ -17,7 +17,7 @@ from flowspec.schedule.events import GrowTree, TreeGrown
 from flowspec.schedule.options import FLOWSPEC
 from flowspec.schedule.session import Session
 from flowspec.schedule.step_time import StepTime
-from flowspec.schedule.tree import DraftToken, Reroot, Scored
+from flowspec.schedule.tree import DraftToken, Reroot
 from flowspec.wire.messages import NO_PARENT, DraftTokens
 
 LEAST_TRUST, MOST_TRUST = 0.01, 2.0
@@ -124,10 +124,10 @@ class Growth:
         """Probability of an expanded token's best child."""
         return self.hits[0]
 
-    def _coming(self, serial: int, score: float) -> list[float]:
-        """Probabilities of what is to come when the token with that serial and score is expanded."""
-        known = self.session.tree[serial].promised > 0.0
-        return [exp(score) * self.renewal] if known else [exp(score) * hit for hit in self.hits]
+    def _coming(self, token: DraftToken) -> list[float]:
+        """Probabilities of what is to come when `token` is expanded; it is as in the tree's ranking."""
+        chance = exp(token.score)
+        return [chance * self.renewal] if token.promised > 0.0 else [chance * hit for hit in self.hits]
 
     def follow(self, moved: Reroot) -> None:
         """A verdict moved the root."""
@@ -194,13 +194,15 @@ class Growth:
 
     def _choose(self, cap: int, plain_seconds: float, patience: float, free: bool) -> list[int]:
         tree, settings, steps = self.session.tree, self.settings, self.steps
-        worth = [(sum(self._coming(*scored[:2])), scored.serial) for scored in self._candidates(cap)]
+        again, anew = self.renewal, sum(self.hits)
+        candidates = self._candidates(cap)
+        worth = [(exp(token.score) * (again if token.promised > 0.0 else anew), token.serial) for token in candidates]
         worth.sort(key=lambda pair: (-pair[0], pair[1]))
-        longest = max(patience, settings.patience * steps.of(1))
+        longest, per_token = max(patience, settings.patience * steps.of(1)), steps.per_token
         chosen: list[int] = []
         gained = 0.0
         for value, serial in worth[: self.expand]:
-            dear = value * plain_seconds < settings.gain * steps.per_token
+            dear = value * plain_seconds < settings.gain * per_token
             if chosen and (dear or steps.of(len(chosen) + 1) > longest):
                 break
             chosen.append(serial)
@@ -211,7 +213,7 @@ class Growth:
         probed = free or self._unasked * plain_seconds * settings.probing >= steps.of(1)
         return [tree.root] if probed and not tree[tree.root].expanded else []
 
-    def _candidates(self, cap: int) -> list[Scored]:
+    def _candidates(self, cap: int) -> list[DraftToken]:
         """Tokens that may be expanded: never asked for, or long enough ago for the drafter to know more now."""
         session, tree = self.session, self.session.tree
         # A child at depth `remaining` could not matter any more, so its parent need not be expanded.
@@ -221,11 +223,11 @@ class Growth:
         waiting = tree.waiting(session.remaining, ahead)
         if len(waiting) == ahead:
             bar = waiting[-1].score - log(max(self.hit, 1e-6))
-            best = [scored for scored in best if scored.score > bar]
+            best = [token for token in best if token.score > bar]
         if session.reads_features:
             stale = tree.stale(min(session.features, session.root_position), *limits)
             # A head has no answer while the prompt's features are on their way: it is not asked for every part of them.
-            best += [scored for scored in stale if tree[scored.serial].promised or not self._behind]
+            best += [token for token in stale if token.promised or not self._behind]
         return best
 
     @property
@@ -245,34 +247,35 @@ class Growth:
             self.steps.measured(self._reading, event.seconds)
         answers = dict(event.children)
         for serial in expanded:
-            self._take(serial, sound(answers.get(serial, ())), features)
+            self._take(serial, answers.get(serial, ()), features)
         tree.trim(self.pool)
 
-    def _take(self, serial: int, children: list[tuple[int, float]], features: int) -> None:
+    def _take(self, serial: int, answer: tuple[tuple[int, float], ...], features: int) -> None:
         """The drafter's newest opinion of what follows one token; `features`: what it knew."""
-        doubt = log(self.trust)
-        believed = [(token, min(0.0, score + doubt)) for token, score in children]
-        tree = self.session.tree
+        children, chances = sound(answer)
+        trust, tree = self.trust, self.session.tree
         token = tree.get(serial)
         if (token is None or not token.promised) and (children or not self._behind):
-            self._count(believed)
+            self._count(sorted(chances, reverse=True), trust)
         if token is None:
             return
         token.features = features
         if not children:
             return
+        doubt = log(trust)
+        believed = [(child, min(0.0, score + doubt)) for child, score in children]
         if token.promised:
             self._renew(token, believed)
-        token.promised = min(1.0, sum(exp(score) for _, score in children))
+        token.promised = min(1.0, sum(chances))
         tree.merge(serial, believed, complete=True)
 
-    def _count(self, children: list[tuple[int, float]]) -> None:
-        scores = sorted((score for _, score in children), reverse=True)
+    def _count(self, chances: list[float], trust: float) -> None:
+        """`chances`: of an expanded token's children as the drafter said, the best first."""
         self._counted += 1
         weight = max(self.settings.hit_smoothing, 1 / (self._counted + self.settings.first_impression))
-        for rank in range(len(self.hits)):
-            chance = exp(scores[rank]) if rank < len(scores) else 0.0
-            self.hits[rank] += weight * (chance - self.hits[rank])
+        missing = len(self.hits) - len(chances)
+        for rank, chance in enumerate(chances[: len(self.hits)] + [0.0] * missing):
+            self.hits[rank] += weight * (min(1.0, chance * trust) - self.hits[rank])
 
     def _renew(self, token: DraftToken, children: list[tuple[int, float]]) -> None:
         """The share of the probability that moved to other children."""
@@ -290,18 +293,13 @@ class Growth:
             return None
         tree = self.session.tree
         seconds = self.steps.of(self._reading)
-        alive = [
-            chance
-            for scored in tree.ranking()
-            if scored.serial in self.out
-            for chance in self._coming(scored.serial, scored.score)
-        ]
+        alive = [chance for token in tree.ranking() if token.serial in self.out for chance in self._coming(token)]
         if alive:
             return alive, seconds
         fresh = tree.unexpanded(self.floor, self.session.remaining - 1, self.expand)
         if not fresh:
             return None
-        return [chance for s in fresh for chance in self._coming(s.serial, s.score)], seconds + self.steps.of(1)
+        return [chance for token in fresh for chance in self._coming(token)], seconds + self.steps.of(1)
 
     def check_integrity(self) -> None:
         """Raise `InvariantViolation` where the books do not agree with the tree."""
@@ -310,8 +308,15 @@ class Growth:
             raise InvariantViolation("the drafter lacks ancestors of a token that it has", session=self.session.name)
 
 
-def sound(children: tuple[tuple[int, float], ...]) -> list[tuple[int, float]]:
-    """An answer without damaged scores, and with no more than certainty in all: a drafter may return nonsense."""
-    found = {token: min(0.0, score) for token, score in children if token >= 0 and isfinite(score)}
-    excess = log(max(1.0, sum(map(exp, found.values()))))
-    return [(token, score - excess) for token, score in found.items()]
+def sound(answer: tuple[tuple[int, float], ...]) -> tuple[list[tuple[int, float]], list[float]]:
+    """An answer without damaged scores, and with no more than certainty in all: a drafter may return nonsense.
+
+    Returns the children with their scores, and the probabilities that these are.
+    """
+    children = list({token: min(0.0, score) for token, score in answer if token >= 0 and isfinite(score)}.items())
+    chances = [exp(score) for _, score in children]
+    total = sum(chances)
+    if total <= 1.0:
+        return children, chances
+    excess = log(total)
+    return [(token, score - excess) for token, score in children], [chance / total for chance in chances]

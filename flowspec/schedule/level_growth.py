@@ -69,7 +69,7 @@ class LevelGrowth(Growth):
         if self._beam is None or self._beam.left < 1:
             return []
         known = min(session.features, session.root_position) if session.reads_features else 0
-        depths = {scored.serial: scored.depth for scored in tree.ranking()}
+        depths = {token.serial: token.depth for token in tree.ranking()}
         return sorted(
             serial
             for serial in self._beam.level
@@ -85,18 +85,18 @@ class LevelGrowth(Growth):
         }
         beam.seen |= children
         beam.left -= 1
-        beam.level = tuple(scored.serial for scored in tree.ranking() if scored.serial in children)[: self._top_k]
+        beam.level = tuple(token.serial for token in tree.ranking() if token.serial in children)[: self._top_k]
         if beam.left < 1 or not beam.level:
             self._seen, self._beam = beam.seen, None
 
     def best(self, most: int | None = None) -> list[int]:
         """The best tokens of the last complete draft that are alive, best first; any prefix can be sent."""
         limit = self.session.remaining
-        alive = (scored for scored in self.session.tree.ranking() if scored.serial in self._seen)
-        return [scored.serial for scored in alive if scored.depth < limit][:most]
+        alive = (token for token in self.session.tree.ranking() if token.serial in self._seen)
+        return [token.serial for token in alive if token.depth < limit][:most]
 
     def deepest(self, most: int) -> list[int]:
         """The best tokens of the deepest level of the last complete draft that is alive."""
-        alive = [scored for scored in self.session.tree.ranking() if scored.serial in self._seen]
-        depth = max((scored.depth for scored in alive), default=0)
-        return [scored.serial for scored in alive if scored.depth == depth][:most]
+        alive = [token for token in self.session.tree.ranking() if token.serial in self._seen]
+        depth = max((token.depth for token in alive), default=0)
+        return [token.serial for token in alive if token.depth == depth][:most]

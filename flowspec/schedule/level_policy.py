@@ -14,7 +14,7 @@ from flowspec.schedule.level_growth import LevelGrowth
 from flowspec.schedule.options import MOST_LIVE
 from flowspec.schedule.policy import Room
 from flowspec.schedule.session import Session
-from flowspec.schedule.tree import Reroot, Scored
+from flowspec.schedule.tree import DraftToken, Reroot
 from flowspec.wire.messages import DraftTokens
 
 
@@ -101,12 +101,12 @@ class LevelPolicy(ABC):
                 self._chosen.add(serial)
                 serial = tree[serial].parent
 
-    def _waiting(self, *, by_score: bool = True) -> list[Scored]:
+    def _waiting(self, *, by_score: bool = True) -> list[DraftToken]:
         """Chosen tokens that were not sent, best first or level by level, as many as there is room for in the caches;
         any prefix can be sent."""
         tree = self.session.tree
         if all(tree[serial].sent for serial in self._chosen if serial in tree):
             return []
-        waiting = [scored for scored in tree.waiting(self.session.remaining) if scored.serial in self._chosen]
+        waiting = [token for token in tree.waiting(self.session.remaining) if token.serial in self._chosen]
         waiting = waiting[: max(0, MOST_LIVE - tree.sent)]
-        return waiting if by_score else sorted(waiting, key=lambda scored: scored.depth)
+        return waiting if by_score else sorted(waiting, key=lambda token: token.depth)

@@ -85,5 +85,5 @@ class Lockstep(LevelPolicy):
     def _choose(self, room: Room) -> list[int]:
         if self._drafting is Draft.FIRST or self._in_flight >= room.pipe.stages:
             return []
-        waiting = [scored.serial for scored in self._waiting(by_score=self.options.score_order)]
+        waiting = [token.serial for token in self._waiting(by_score=self.options.score_order)]
         return waiting[: self.options.segment] if self._filling else waiting

@@ -35,9 +35,9 @@ class Pipedec(LevelPolicy):
             self._descend([tree.root])
         elif moved is not None and not any(serial in tree for serial in self._level):
             # All of the level died, though not all above it: it is the level above that is the deepest now.
-            chosen = [scored for scored in tree.ranking() if scored.serial in self._chosen]
-            depth = max((scored.depth for scored in chosen), default=0)
-            self._descend([scored.serial for scored in chosen if scored.depth == depth])
+            chosen = [token for token in tree.ranking() if token.serial in self._chosen]
+            depth = max((token.depth for token in chosen), default=0)
+            self._descend([token.serial for token in chosen if token.depth == depth])
         return commands
 
     def _descend(self, level: list[int]) -> None:
@@ -69,4 +69,4 @@ class Pipedec(LevelPolicy):
         if self._in_flight >= room.pipe.stages:
             return []
         waiting = self._waiting(by_score=False)
-        return [scored.serial for scored in waiting if scored.depth == waiting[0].depth]
+        return [token.serial for token in waiting if token.depth == waiting[0].depth]

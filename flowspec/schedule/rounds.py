@@ -36,7 +36,7 @@ class Rounds(LevelPolicy):
             self._drafting = False
             best = growth.best(self.options.tree)
             self._take(best)
-            depths = {scored.serial: scored.depth for scored in session.tree.ranking()}
+            depths = {token.serial: token.depth for token in session.tree.ranking()}
             self._chunks = near_equal(sorted(best, key=depths.__getitem__), self.options.chunks)
         return asked
 

@@ -165,7 +165,7 @@ class Session:
         """Whether stages compute anything of that segment: what is of no use any more is passed over, if they prune."""
         serials = self.flights.get(ticket, ())
         spared = self.verdict is None or not self.prunes
-        return not self.finished and (spared or any(serial in self.tree for serial in serials))
+        return not self.finished and (spared or self.tree.holds_any(serials))
 
     def land(self, ticket: int) -> None:
         """A segment came back; unknown tickets belong to an older epoch."""

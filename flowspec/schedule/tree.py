@@ -1,8 +1,10 @@
 """The coordinator's tree of draft tokens: what is known, guessed, sent and expanded ahead of the last certain token.
 
 The root is certain: the last prompt token before the first verdict, the newest sampled token after it. What was
-accepted before the root is not kept here, so no operation costs more when the output is longer. Depths, paths and masks
-are derived, never stored. Knows no policy, no drafter, no pipe.
+accepted before the root is not kept here, so no operation costs more when the output is longer. Paths and masks are
+derived, never stored. The ranking is kept from one question to the next, since the pipe waits for the answers: new
+tokens are sorted in among the others, and only a verdict or another opinion of the drafter has all scores added up
+anew. Knows no policy, no drafter, no pipe.
 """
 
 from __future__ import annotations
@@ -10,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
-from operator import itemgetter
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final
 
 from flowspec.errors import InvariantViolation
 from flowspec.wire.messages import DraftTokens
+
+SCORE: Final = attrgetter("score")
 
 
 @dataclass(slots=True)
@@ -25,6 +29,10 @@ class DraftToken:
     parent: int
     token: int
     log_probability: float = 0.0
+    score: float = 0.0
+    """Cumulative log-probability from the root; like `depth` right where the tree's ranking is (see `ranking`)."""
+    depth: int = 0
+    """Steps from the root."""
     sent: bool = False
     """It has left down the pipe."""
     given: bool = False
@@ -57,14 +65,6 @@ class Reroot:
         return self.passed[1:]
 
 
-class Scored(NamedTuple):
-    """A draft token with what is derived for it: cumulative log-probability and depth relative to the root."""
-
-    serial: int
-    score: float
-    depth: int
-
-
 class DraftTree:
     """Tokens + parents + log-probabilities. Serials increase, so that a parent's is always below its children's."""
 
@@ -73,7 +73,13 @@ class DraftTree:
         self.root = serial
         self.next_serial = serial + 1
         self._tokens: dict[int, DraftToken] = {serial: DraftToken(serial, parent, token)}
-        self._ranking: list[Scored] | None = None
+        self._ranking = [self._tokens[serial]]
+        self._unranked: list[DraftToken] = []
+        """Joined since the ranking was last sorted."""
+        self._shifted = False
+        """Scores have to be added up again."""
+        self.sent = 0
+        """How many of the live tokens have been sent."""
 
     def __len__(self) -> int:
         return len(self._tokens)
@@ -88,13 +94,11 @@ class DraftTree:
         """None for a serial that is not in the tree."""
         return self._tokens.get(serial)
 
+    def holds_any(self, serials: Iterable[int]) -> bool:
+        return not self._tokens.keys().isdisjoint(serials)
+
     def __iter__(self) -> Iterator[DraftToken]:
         return iter(self._tokens.values())
-
-    @property
-    def sent(self) -> int:
-        """How many of the live tokens have been sent."""
-        return sum(token.sent for token in self._tokens.values())
 
     # ---- growing -----------------------------------------------------------------------------------------------------
 
@@ -109,12 +113,11 @@ class DraftTree:
         if above is None:
             return ()
         children = list(children)
-        self._ranking = None
         if complete and children and above.children:
             least, named = min(0.0, *(score for _, score in children)), {token for token, _ in children}
             for token, serial in above.children.items():
                 if token not in named:
-                    self._tokens[serial].log_probability = min(self._tokens[serial].log_probability, least)
+                    self._revise(self._tokens[serial], min(self._tokens[serial].log_probability, least))
         joined = []
         for token, log_probability in children:
             log_probability = min(0.0, log_probability)
@@ -122,15 +125,24 @@ class DraftTree:
             if existing is None:
                 joined.append(self._join(above, token, log_probability).serial)
             else:
-                self._tokens[existing].log_probability = log_probability
+                self._revise(self._tokens[existing], log_probability)
         return tuple(joined)
 
     def _join(self, parent: DraftToken, token: int, log_probability: float) -> DraftToken:
-        child = DraftToken(self.next_serial, parent.serial, token, log_probability)
+        serial = self.next_serial
+        child = DraftToken(
+            serial, parent.serial, token, log_probability, parent.score + log_probability, parent.depth + 1
+        )
         self.next_serial += 1
-        parent.children[token] = child.serial
-        self._tokens[child.serial] = child
+        parent.children[token] = serial
+        self._tokens[serial] = child
+        self._unranked.append(child)
         return child
+
+    def _revise(self, token: DraftToken, log_probability: float) -> None:
+        if token.log_probability != log_probability:
+            token.log_probability = log_probability
+            self._shifted = True
 
     # ---- shrinking ---------------------------------------------------------------------------------------------------
 
@@ -157,8 +169,9 @@ class DraftTree:
         gone = kept | {passing.serial for passing in passed}
         dropped = tuple(candidate for candidate in self._tokens.values() if candidate.serial not in gone)
         self._tokens = {candidate.serial: candidate for candidate in self._tokens.values() if candidate.serial in kept}
-        self._ranking = None
         self.root = root.serial
+        self.sent = sum(candidate.sent for candidate in self._tokens.values())
+        self._shifted = True
         return Reroot(tuple(passed), root, created, dropped)
 
     def trim(self, most: int, keep: frozenset[int] = frozenset()) -> int:
@@ -169,54 +182,60 @@ class DraftTree:
         excess = len(self._tokens) - most
         if excess <= 0:
             return 0
-        removed = 0
-        for candidate in reversed(self.ranking()):  # children before their parents
-            worst = self._tokens[candidate.serial]
+        tokens, ranking = self._tokens, self._ranked()
+        removed, place = 0, len(ranking)
+        while removed < excess and place:
+            place -= 1
+            worst = ranking[place]  # children before their parents
             if not (worst.sent or worst.children or worst.serial in keep or worst.serial == self.root):
-                del self._tokens[self._tokens[worst.parent].children.pop(worst.token)]
+                del tokens[tokens[worst.parent].children.pop(worst.token)]
                 removed += 1
-                if removed == excess:
-                    break
-        self._ranking = [scored for scored in self.ranking() if scored.serial in self._tokens]
+        ranking[place:] = [token for token in ranking[place:] if token.serial in tokens]
         return removed
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
-    def ranking(self) -> Sequence[Scored]:
-        """All tokens, best first, with cumulative scores: 0.0 at the root, never above the parent's.
+    def ranking(self) -> Sequence[DraftToken]:
+        """All tokens, best first, their scores and depths right: 0.0 and 0 at the root, no score above the parent's.
 
         A parent precedes its children: its score is not below theirs and its serial is smaller.
         """
-        if self._ranking is None:
-            root = Scored(self.root, 0.0, 0)
-            found = {self.root: root}
-            for serial, token in self._tokens.items():  # in the order of serials: parents first
-                if serial != self.root:
-                    _, score, depth = found[token.parent]
-                    found[serial] = Scored(serial, score + token.log_probability, depth + 1)
-            # Of equal scores the smaller serial first: sorting is stable.
-            self._ranking = sorted(found.values(), key=itemgetter(1), reverse=True)
+        return self._ranked()
+
+    def _ranked(self) -> list[DraftToken]:
+        # Of equal scores the smaller serial first: sorting is stable, and tokens join in the order of serials.
+        if self._shifted:
+            tokens, root = self._tokens, self.root
+            for serial, token in tokens.items():  # in the order of serials: parents first
+                if serial == root:
+                    token.score, token.depth = 0.0, 0
+                else:
+                    above = tokens[token.parent]
+                    token.score, token.depth = above.score + token.log_probability, above.depth + 1
+            self._ranking = sorted(tokens.values(), key=SCORE, reverse=True)
+        elif self._unranked:
+            self._ranking += self._unranked
+            self._ranking.sort(key=SCORE, reverse=True)
+        self._unranked, self._shifted = [], False
         return self._ranking
 
-    def waiting(self, depth_limit: int, most: int | None = None) -> list[Scored]:
+    def waiting(self, depth_limit: int, most: int | None = None) -> list[DraftToken]:
         """Tokens not sent yet, best first, none at `depth_limit` or deeper; any prefix of the list can be sent."""
-        tokens = self._tokens
-        found = (s for s in self.ranking() if not tokens[s.serial].sent and s.depth < depth_limit)
+        found = (token for token in self._ranked() if not token.sent and token.depth < depth_limit)
         return list(islice(found, most))
 
-    def unexpanded(self, floor: float, depth_limit: int, most: int | None = None) -> list[Scored]:
+    def unexpanded(self, floor: float, depth_limit: int, most: int | None = None) -> list[DraftToken]:
         """Tokens that the drafter was never asked to expand, with a score of at least `floor`, best first."""
-        tokens = self._tokens
-        likely = takewhile(lambda scored: scored.score >= floor, self.ranking())
-        found = (s for s in likely if not tokens[s.serial].expanded and s.depth < depth_limit)
+        found = (token for token in self._likely(floor) if not token.expanded and token.depth < depth_limit)
         return list(islice(found, most))
 
-    def stale(self, features: int, floor: float, depth_limit: int, most: int | None = None) -> list[Scored]:
+    def stale(self, features: int, floor: float, depth_limit: int, most: int | None = None) -> list[DraftToken]:
         """Tokens for which the drafter answered when it had fewer features than `features`; else as `unexpanded`."""
-        tokens = self._tokens
-        likely = takewhile(lambda scored: scored.score >= floor, self.ranking())
-        found = (s for s in likely if 0 <= tokens[s.serial].features < features and s.depth < depth_limit)
+        found = (t for t in self._likely(floor) if 0 <= t.features < features and t.depth < depth_limit)
         return list(islice(found, most))
+
+    def _likely(self, floor: float) -> Iterator[DraftToken]:
+        return takewhile(lambda token: token.score >= floor, self._ranked())
 
     def columns(self, serials: Sequence[int]) -> DraftTokens:
         """The tokens as they travel; `serials` must be in topological order."""
@@ -229,7 +248,9 @@ class DraftTree:
 
     def mark_sent(self, serials: Iterable[int]) -> None:
         for serial in serials:
-            self._tokens[serial].sent = True
+            token = self._tokens[serial]
+            self.sent += not token.sent
+            token.sent = True
 
     def missing(self, serials: Iterable[int]) -> list[DraftToken]:
         """Of `serials` and their ancestors within the tree those that the drafter has not been given, parents first."""
@@ -260,3 +281,7 @@ class DraftTree:
                 if broken:
                     raise InvariantViolation(f"draft tree, token {serial}: {problem}")
             previous = serial
+        if self.sent != sum(token.sent for token in self._tokens.values()):
+            raise InvariantViolation("draft tree: the number of tokens that were sent is wrong")
+        if sorted(token.serial for token in self._ranked()) != list(self._tokens):
+            raise InvariantViolation("draft tree: the ranking has other tokens than the tree")

@@ -38,8 +38,8 @@ def test_children_of_a_pruned_parent_are_dropped() -> None:
 
 def test_the_best_come_first_and_parents_before_children() -> None:
     ranking = small().ranking()
-    assert [scored.serial for scored in ranking] == [10, 11, 13, 12]
-    assert [scored.depth for scored in ranking] == [0, 1, 2, 1]
+    assert [token.serial for token in ranking] == [10, 11, 13, 12]
+    assert [token.depth for token in ranking] == [0, 1, 2, 1]
     assert ranking[2].score == pytest.approx(-0.3)
 
 
@@ -101,10 +101,10 @@ def test_any_history_keeps_the_tree_sound_and_every_prefix_of_the_waiting_sendab
             case 2:
                 ready = tree.waiting(10_000, dice.randrange(1, 9))
                 known = {token.serial for token in tree if token.sent} | {tree[tree.root].parent}
-                for scored in ready:
-                    assert tree[scored.serial].parent in known
-                    known.add(scored.serial)
-                tree.mark_sent(scored.serial for scored in ready)
+                for token in ready:
+                    assert tree[token.serial].parent in known
+                    known.add(token.serial)
+                tree.mark_sent(token.serial for token in ready)
             case 3:
                 sent = [token.serial for token in tree if token.sent]
                 if sent:
