@@ -198,6 +198,7 @@ class Coordinator(Node):
             begin=self._drafts.open,
             end=self._session_ended,
             status=self._status,
+            recalls=self._make_drafter is None and self.topology.effective_drafter.looks_text_up,
         )
         desk.hold = lambda: bool(self._watch.leaving_stages())
         self._watch.wanted = lambda: len(desk.waiting) > 0

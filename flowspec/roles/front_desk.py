@@ -31,8 +31,8 @@ class FrontDesk:
 
     At most `sessions` are served at a time, `waiting` more wait their turn. `check_open()` raises when no request can
     be taken now; `begin(admitted, session)` prepares the drafter and returns the taps that it reads, None when there is
-    no drafter for this session;
-    `end(session)` is told of every session that ends, however it ends.
+    no drafter for this session; with `recalls` that drafter looks text up. `end(session)` is told of every session that
+    ends, however it ends.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class FrontDesk:
         begin: Callable[[Admitted, str], tuple[int, ...] | None],
         end: Callable[[str], None],
         status: Callable[[str], Status],
+        recalls: bool = False,
     ) -> None:
         self.admission = admission
         self.requests: dict[str, Request] = {}
@@ -60,6 +61,7 @@ class FrontDesk:
         self._begin = begin
         self._end = end
         self._status = status
+        self._recalls = recalls
         self.counts = Counts()
         self.hold: Callable[[], bool] = lambda: False
         """While it is true nobody begins: whoever comes waits in line. `call_next` is called when that is over."""
@@ -158,6 +160,7 @@ class FrontDesk:
                 admitted.eos,
                 drafter=taps is not None,
                 features=bool(taps),
+                recalls=self._recalls,
                 options=admitted.options,
                 resume=admitted.resume,
             )

@@ -37,7 +37,7 @@ class ContinuousSettings:
     """The same where nodes share cores."""
     segment: int = FLOWSPEC.segment
     """Most tokens in one segment."""
-    segment_contended: int = 16
+    segment_contended: int = 24
     """The same where nodes share cores."""
     overhead_seconds: float = 0.0005
     """What a segment costs beside the forward: headers, sockets, wake-ups."""
@@ -86,11 +86,18 @@ class Continuous:
                 pass
         if not (self._fresh or self.settings.expansion):
             return commands
+        self._recall()
         pipe = room.pipe
         asked = self.growth.ask(
             self._cap(room), pipe.round_trip(1), pipe.segment(TYPICAL_TOKENS), free=not pipe.contended
         )
         return [*commands, *asked]
+
+    def _recall(self) -> None:
+        """Put into the tree what the text says without the drafter."""
+        session = self.session
+        if session.recall is not None and not session.prefilling and not session.finished:
+            session.recall.extend(session.tree, session.remaining)
 
     def _cap(self, room: Room) -> int:
         tree = self.settings.tree
@@ -109,6 +116,8 @@ class Continuous:
         session = self.session
         if session.prefilling:
             return session.prompt_chunk(room.pipe.prefill_chunk(len(session.prompt)))
+        if session.verdict is None:
+            self._recall()
         tree = session.tree
         most = min(self._size(room), self._cap(room) - tree.sent)
         waiting = tree.waiting(session.remaining, max(0, most))

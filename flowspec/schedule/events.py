@@ -74,6 +74,8 @@ class SessionRequested(Event):
     """False: no drafter may be asked for this session."""
     features: bool = False
     """The drafter reads the target's hidden states: `FeaturesArrived` will come, late or never."""
+    recalls: bool = False
+    """The drafter looks text up, so what the text said before may be copied without asking it."""
     options: PolicyOptions | None = None
     """Of the policy; None: its defaults."""
     resume: tuple[int, ...] = ()

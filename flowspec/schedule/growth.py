@@ -126,8 +126,15 @@ class Growth:
 
     def _coming(self, token: DraftToken) -> list[float]:
         """Probabilities of what is to come when `token` is expanded; it is as in the tree's ranking."""
-        chance = exp(token.score)
-        return [chance * self.renewal] if token.promised > 0.0 else [chance * hit for hit in self.hits]
+        if token.promised > 0.0:
+            return [exp(token.score) * self.renewal]
+        chance = exp(token.score) * self._unguessed(token)
+        return [chance * hit for hit in self.hits]
+
+    def _unguessed(self, token: DraftToken) -> float:
+        """Probability that none of the children comes next that `token` has without the drafter's word."""
+        tree = self.session.tree
+        return max(0.0, 1.0 - sum(exp(tree[serial].log_probability) for serial in token.children.values()))
 
     def follow(self, moved: Reroot) -> None:
         """A verdict moved the root."""
@@ -196,7 +203,10 @@ class Growth:
         tree, settings, steps = self.session.tree, self.settings, self.steps
         again, anew = self.renewal, sum(self.hits)
         candidates = self._candidates(cap)
-        worth = [(exp(token.score) * (again if token.promised > 0.0 else anew), token.serial) for token in candidates]
+        worth = [
+            (exp(token.score) * (again if token.promised > 0.0 else anew * self._unguessed(token)), token.serial)
+            for token in candidates
+        ]
         worth.sort(key=lambda pair: (-pair[0], pair[1]))
         longest, per_token = max(patience, settings.patience * steps.of(1)), steps.per_token
         chosen: list[int] = []

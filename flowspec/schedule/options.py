@@ -45,7 +45,7 @@ class FlowspecOptions(PolicyOptions):
     tree: int = whole(192, 256, least=2)
     """Most live draft tokens in flight, of a session that has the pipe to itself; on shared cores at most 48."""
     segment: int = whole(48, 256)
-    """Most tokens in one segment; on shared cores at most 16."""
+    """Most tokens in one segment; on shared cores at most 24."""
     expand: int = whole(16, 64)
     """Most tokens that one step of the drafter expands; on shared cores at most 10."""
     width: int = whole(0, 64, least=0)

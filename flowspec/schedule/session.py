@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flowspec.errors import InvariantViolation
 from flowspec.schedule.events import Command, EmitTokens, FinishSession, SendSegment, SessionRequested
 from flowspec.schedule.options import OPTIONS
+from flowspec.schedule.recall import Recall
 from flowspec.schedule.tree import DraftTree, Reroot
 from flowspec.wire.messages import NO_PARENT, DraftTokens, RosterEntry
 
@@ -44,6 +45,8 @@ class Session:
         self.drafter = request.drafter
         self.reads_features = request.features
         """The drafter reads the target's hidden states of accepted tokens."""
+        self.recall = Recall() if request.recalls and request.drafter else None
+        """What the text said before; None where that is not looked up."""
         self.epoch = 0
         self.ready = False
         self.broken = False
@@ -127,6 +130,11 @@ class Session:
         frontier, token = self.verdict or (None, None)
         return RosterEntry(self.name, self.epoch, frontier, token)
 
+    @property
+    def _forgetful(self) -> bool:
+        text = len(self._asked) + len(self.output)
+        return self.recall is not None and not self.prefilling and self.recall.known != text
+
     # ---- sending -----------------------------------------------------------------------------------------------------
 
     def prompt_chunk(self, size: int) -> DraftTokens:
@@ -139,6 +147,9 @@ class Session:
         """Put `draft` into the next segment: a chunk of the prompt, or live tokens that have not been sent."""
         if self.prefilling:
             self.prompt_sent += len(draft)
+            if self.recall is not None:
+                # After a loss most of it is known.
+                self.recall.take(self.prompt[self.recall.known : self.prompt_sent])
         else:
             self.counters.drafted += sum(serial != self.tree.root for serial in draft.serials)
         self.tree.mark_sent(serial for serial in draft.serials if serial >= self.tree.root)
@@ -215,6 +226,9 @@ class Session:
         if ended is not None:
             final = final[: ended + 1]
         self.output.extend(token for token, _ in final)
+        if self.recall is not None:
+            self.recall.judge(moved)
+            self.recall.take(token for token, _ in final)
         self.barren = 0
         self.counters.accepted += sum(drafted for _, drafted in final)
         commands: list[Command] = [
@@ -248,6 +262,7 @@ class Session:
             (self.prefilling and self.verdict is not None, "a verdict before the end of the prompt"),
             (self.prefilling and self.tree.sent > 0, "draft tokens went before the prompt"),
             (self.stranded, "tokens are out, but no segment is in flight"),
+            (self._forgetful, "what is recalled is not the text"),
             (self.counters.drafted < self.counters.accepted + self.counters.pruned, "the counters do not add up"),
         )
         for broken, problem in problems:

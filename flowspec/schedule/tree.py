@@ -41,6 +41,10 @@ class DraftToken:
     """The drafter has been asked for its children."""
     promised: float = 0.0
     """Probability that the drafter gave to all its children together; 0 before it has answered."""
+    looked_up: bool = False
+    """What the text said after it earlier was looked up (see `recall`)."""
+    copied: tuple[int, float] | None = None
+    """A child that was copied from there: vocabulary id, and the probability that counts gave it."""
     features: int = -1
     """Positions whose features the drafter had when it last answered for this token; -1 before it has answered."""
     children: dict[int, int] = field(default_factory=dict)
@@ -251,6 +255,15 @@ class DraftTree:
             token = self._tokens[serial]
             self.sent += not token.sent
             token.sent = True
+
+    def path(self, serial: int) -> list[int]:
+        """Vocabulary ids from behind the root down to `serial`."""
+        tokens = []
+        while serial != self.root:
+            token = self._tokens[serial]
+            tokens.append(token.token)
+            serial = token.parent
+        return tokens[::-1]
 
     def missing(self, serials: Iterable[int]) -> list[DraftToken]:
         """Of `serials` and their ancestors within the tree those that the drafter has not been given, parents first."""

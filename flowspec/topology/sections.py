@@ -261,6 +261,11 @@ class Drafter(Section):
         kind = self.model_kind
         return DEMO_DRAFTERS.get(kind, self.model) if kind and self.model == "demo" else self.model
 
+    @property
+    def looks_text_up(self) -> bool:
+        """It copies what the text has said before."""
+        return self.kind in ("ngram", "hybrid")
+
     @model_validator(mode="before")
     @classmethod
     def _plain_kind(cls, value: Any) -> Any:

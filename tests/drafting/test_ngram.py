@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowspec.drafting.ngram import LONGEST, Lookup, NgramDrafter, SuffixIndex
+from flowspec.drafting.ngram import Lookup, NgramDrafter
 from flowspec.schedule.events import GrowTree
 from flowspec.wire.messages import DraftTokens
 from flowspec.wire.parameters import SamplingParameters
@@ -81,25 +80,6 @@ def test_a_closed_session_gives_nothing() -> None:
     drafter.close("s")
     drafter.close("s")
     assert drafter.grow(GrowTree("s", 0, (2,), DraftTokens(), 2), 4) == ()
-
-
-@given(st.lists(st.integers(0, 3), min_size=2, max_size=60))
-def test_probabilities_are_what_the_documented_formula_gives(tokens: list[int]) -> None:
-    index = SuffixIndex()
-    for token in tokens:
-        index.add(token)
-    shares = dict.fromkeys(range(4), 0.0)
-    for length in range(1, min(LONGEST, len(tokens)) + 1):
-        context = tokens[-length:]
-        after = [tokens[i + length] for i in range(len(tokens) - length) if tokens[i : i + length] == context]
-        if not after:
-            break
-        doubt = len(set(after)) + 2
-        shares = {t: (after.count(t) + doubt * share) / (len(after) + doubt) for t, share in shares.items()}
-    expected = sorted((share for share in shares.values() if share > 0), reverse=True)
-    found = index.followers(tokens[-LONGEST:], 4)
-    assert [math.exp(score) for _, score in found] == pytest.approx(expected)
-    assert all(math.isclose(math.exp(score), shares[token]) for token, score in found)
 
 
 @given(st.data())

@@ -180,3 +180,22 @@ def test_what_could_only_be_emitted_over_the_limit_is_neither_sent_nor_expanded(
     assert only(commands, GrowTree) == []
     (sent,) = only(commands, SendSegment)
     assert sent.draft.tokens == (8,)
+
+
+def test_where_text_repeats_itself_copies_leave_without_waiting_for_the_drafter() -> None:
+    run = tuple(range(20, 32))
+    request = replace(REQUEST, prompt=(*run, 1, *run[:4]), recalls=True)
+    scheduler = started(request)
+    (first,) = only(scheduler.handle(SegmentTaken(1)), SendSegment)
+    assert first.draft.tokens[:4] == run[4:8]
+    last = first.draft.serials[-1]
+    scheduler.handle(returned(1, None, None))
+    commands = scheduler.handle(returned(2, last, 99))
+    assert [token for command in only(commands, EmitTokens) for token in command.tokens] == [*first.draft.tokens, 99]
+    scheduler.check_integrity()
+
+
+def test_without_a_drafter_that_looks_text_up_nothing_is_copied() -> None:
+    run = tuple(range(20, 32))
+    scheduler = started(replace(REQUEST, prompt=(*run, 1, *run[:4])))
+    assert not only(scheduler.handle(SegmentTaken(1)), SendSegment)

@@ -92,6 +92,7 @@ def test_every_interleaving_gives_exactly_the_tokens_of_the_target(data: st.Data
             eos=data.draw(st.sampled_from((frozenset(), frozenset({1}))), "eos"),
             drafter=data.draw(st.booleans(), "drafter"),
             features=kind is HeadLikeDrafter,
+            recalls=data.draw(st.booleans(), "recalls"),
         )
         requests.append(request)
         pipe.request(request, when=data.draw(st.sampled_from((0.0, 0.0, 0.1)), "when"))

@@ -64,6 +64,7 @@ def test_crashes_and_losses_change_no_token(data: st.DataObject) -> None:
             policy=data.draw(st.sampled_from(("flowspec", *POLICIES)), "policy"),
             max_new_tokens=data.draw(st.integers(1, 40), "limit"),
             eos=data.draw(st.sampled_from((frozenset(), frozenset({1}))), "eos"),
+            recalls=data.draw(st.booleans(), "recalls"),
         )
         requests.append(request)
         pipe.request(request, when=data.draw(st.sampled_from((0.0, 0.1)), "when"))
