@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flowspec.topology import Topology
+from tests.cli.running import run_main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -29,13 +31,6 @@ def commands(word: str) -> list[str]:
     return [line for line in lines if line.startswith(word)]
 
 
-def run(*arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "COLUMNS": "80"}
-    return subprocess.run(
-        arguments, cwd=directory, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
-    )
-
-
 def test_the_readme_shows_commands_programs_and_a_topology() -> None:
     assert len(commands("flowspec generate")) == 5
     assert len(commands("flowspec")) == 8
@@ -43,22 +38,28 @@ def test_the_readme_shows_commands_programs_and_a_topology() -> None:
     assert len(blocks("yaml")) == 1
 
 
-def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path) -> None:
-    """In their order, because one reads what another wrote."""
+def test_the_commands_of_the_readme_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In their order, because one reads what another wrote; in this process, because each would import torch again."""
     (tmp_path / "topology").symlink_to(ROOT / "topology")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
     for command in commands("flowspec"):
         if "path/to" in command:
             continue
-        result = run(sys.executable, "-m", "flowspec.cli.main", *shlex.split(command)[1:], directory=tmp_path)
-        assert result.returncode == 0, (command, result.stderr)
-        assert result.stdout.strip(), command
-        assert "Traceback" not in result.stderr, command
-        assert max(map(len, result.stdout.splitlines())) <= 80 or "generate" in command, command
+        code, out, err = run_main(capsys, *shlex.split(command)[1:])
+        assert code == 0, (command, err)
+        assert out.strip(), command
+        assert "Traceback" not in err, command
+        assert max(map(len, out.splitlines())) <= 80 or "generate" in command, command
 
 
 def test_the_program_of_the_readme_runs_as_printed() -> None:
     program = blocks("python")[0]
-    result = run(sys.executable, "-c", program)
+    result = subprocess.run(
+        (sys.executable, "-c", program), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert len(result.stdout.splitlines()) > 1
 

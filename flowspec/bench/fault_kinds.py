@@ -108,6 +108,9 @@ class MemoryFaults:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self.coordinator is not None:
+            # First: it would wait a while for the answers of stages that are gone.
+            await self.coordinator.close()
         await self._stack.aclose()
 
     async def inflict(self, kind: str) -> None:

@@ -60,7 +60,7 @@ def test_without_atheris_it_says_so_and_exits_with_2(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "inputs"), [("frames", 2000), ("topologies", 120), ("clients", 90)])
+@pytest.mark.parametrize(("name", "inputs"), [("frames", 1000), ("topologies", 60), ("clients", 90)])
 def test_coverage_guides_each_target_and_every_input_is_counted(name: str, inputs: int) -> None:
     pytest.importorskip("atheris", reason=NEEDS_ATHERIS)
     found = guided.guided(inputs, targets=[name])

@@ -116,7 +116,8 @@ async def test_a_second_ctrl_c_stops_at_once(model: Path, tmp_path: Path) -> Non
     async with (
         asyncio.timeout(DEADLINE),
         running_up(model, tmp_path, each_stage=slow) as (process, address),
-        Client(address) as client,
+        # It looks for a next coordinator for as long.
+        Client(address, silence_timeout=1.0) as client,
     ):
         chunks = aiter(client.stream(PROMPT, max_new_tokens=300, ignore_eos=True))
         token_ids = list((await anext(chunks)).token_ids)
@@ -124,6 +125,7 @@ async def test_a_second_ctrl_c_stops_at_once(model: Path, tmp_path: Path) -> Non
         while b"draining" not in await process.stderr.readline():
             continue
         os.killpg(process.pid, signal.SIGINT)
+        assert await process.wait() == 0
 
         async def read_on() -> None:
             async for chunk in chunks:
@@ -133,4 +135,3 @@ async def test_a_second_ctrl_c_stops_at_once(model: Path, tmp_path: Path) -> Non
             await read_on()
         assert list(caught.value.partial.token_ids) == token_ids
         assert len(token_ids) < 300
-        assert await process.wait() == 0

@@ -61,6 +61,15 @@ async def pipeline(
         yield Running(topology, coordinator, nodes, client)
 
 
+@asynccontextmanager
+async def coordinator_first(running: Running) -> AsyncIterator[None]:
+    """Ends the coordinator before what was opened outside: it waits a while for the answers of stages that are gone."""
+    try:
+        yield
+    finally:
+        await running.coordinator.close()
+
+
 async def complete(running: Running, prompt: Sequence[int], policy: str, **options: Any) -> Generation:
     return await running.client.generate(
         prompt_token_ids=list(prompt), policy=policy, **{"max_new_tokens": 24, "ignore_eos": True, **options}

@@ -113,7 +113,7 @@ async def test_broadcasts_never_decide_a_token(checkpoints: Path, faults: Faults
     model = model_of(checkpoints, "llama", False, None)
     draft = model_of(checkpoints, "llama", True, None, layers=1)
     expected = alone(model, PROMPT, 32)
-    for seed in range(3):
+    for seed in range(2):
         transport = MemoryTransport(seed=seed)
         async with pipeline(
             model, 4, transport=transport, drafter={"kind": "causal-lm", "model": str(draft)}

@@ -19,7 +19,7 @@ from flowspec.transport.memory import Faults, MemoryTransport
 from flowspec.wire.frames import Envelope, register
 from flowspec.wire.messages import Message, Segment
 from tests.checkpoints import write_checkpoint
-from tests.pipeline.running import alone, complete, pipeline
+from tests.pipeline.running import alone, complete, coordinator_first, pipeline
 
 PROMPT = [5, 9, 33, 40, 7, 12, 5, 9, 33, 40, 7, 60, 61, 5, 9]
 QUICK = {"heartbeat_interval": 0.05, "heartbeat_deadline": 1.0}
@@ -36,7 +36,7 @@ async def test_a_restarted_stage_makes_the_pipe_ready_again(model: Path) -> None
         expected = alone(model, PROMPT, 24)
         assert list((await complete(running, PROMPT, "flowspec")).token_ids) == expected
         await running.stages[1].close()
-        async with StageNode(running.topology, "stage-2", transport=transport) as again:
+        async with StageNode(running.topology, "stage-2", transport=transport) as again, coordinator_first(running):
             await again.ready()
             await running.coordinator.ready()
             assert list((await complete(running, PROMPT, "flowspec")).token_ids) == expected

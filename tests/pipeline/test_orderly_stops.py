@@ -21,7 +21,7 @@ from flowspec.transport.base import Transport
 from flowspec.transport.memory import MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
 from tests.checkpoints import write_checkpoint
-from tests.pipeline.running import Running, alone, complete, started
+from tests.pipeline.running import Running, alone, complete, coordinator_first, started
 
 PROMPT = [5, 9, 33, 40, 7, 12, 5, 9, 33, 40, 7, 60, 61, 5, 9]
 SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 17}
@@ -79,8 +79,9 @@ async def piped(
     async with asyncio.timeout(DEADLINE), AsyncExitStack() as stack:
         coordinator, stages, waiting = await started(topology, transport, stack)
         client = Client(topology.client_address, transport=transport, silence_timeout=silence)
-        await stack.enter_async_context(client)
-        yield Pipeline(Running(topology, coordinator, stages, client), transport, waiting, stack)
+        running = Running(topology, coordinator, stages, client)
+        async with coordinator_first(running), client:
+            yield Pipeline(running, transport, waiting, stack)
 
 
 async def drained(node: Node) -> None:

@@ -17,6 +17,8 @@ from tests.pipeline.test_exactness import PROMPT, SAMPLED, model_of
 from tests.pipeline.test_heads import head_of
 
 SMALL = {"tree": 9, "top_k": 3, "depth": 3}
+TOKENS = 12
+"""Several rounds of every policy, some of them won and some lost."""
 WAYS: list[tuple[str, dict[str, bool | int]]] = [
     *((policy, {}) for policy in POLICIES),
     ("flowspec", {"prune": False}),
@@ -49,18 +51,18 @@ def draft(checkpoints: Path) -> Path:
     ("stages", "right"), [(1, True), (4, True), (4, False)], ids=["one stage", "good drafts", "bad drafts"]
 )
 async def test_every_policy_writes_what_the_model_writes(model: Path, draft: Path, stages: int, right: bool) -> None:
-    expected = alone(model, PROMPT, 20)
+    expected = alone(model, PROMPT, TOKENS)
     drafter = {"kind": "causal-lm", "model": str(model if right else draft)}
     async with pipeline(model, stages, drafter=drafter) as running:
-        plain = await complete(running, PROMPT, "autoregressive", max_new_tokens=20, **SAMPLED)
+        plain = await complete(running, PROMPT, "autoregressive", max_new_tokens=TOKENS, **SAMPLED)
         for policy, options in WAYS:
-            greedy = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=20)
+            greedy = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=TOKENS)
             assert list(greedy.token_ids) == expected, (policy, options)
             # These wait for the whole tree, however long it takes; others send the root alone rather than wait.
             waits = policy in ("chunked", "pruned", "lockstep")
             assert greedy.stats is not None
             assert greedy.stats.accepted > 0 or not (waits and right), (policy, options)
-            sampled = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=20, **SAMPLED)
+            sampled = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=TOKENS, **SAMPLED)
             assert sampled.token_ids == plain.token_ids, (policy, options)
 
 
@@ -85,23 +87,23 @@ async def test_every_policy_does_without_drafts_and_in_a_tiny_context(checkpoint
     ],
 )
 async def test_broadcasts_decide_no_token_of_any_policy(model: Path, draft: Path, faults: Faults) -> None:
-    expected = alone(model, PROMPT, 16)
+    expected = alone(model, PROMPT, TOKENS)
     transport = MemoryTransport(seed=5)
     async with pipeline(model, 4, transport=transport, drafter={"kind": "causal-lm", "model": str(draft)}) as running:
         transport.faults = faults
         for policy, options in WAYS:
-            result = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=16)
+            result = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=TOKENS)
             assert list(result.token_ids) == expected, (policy, options)
         transport.faults = Faults()
 
 
 async def test_sessions_of_all_policies_share_the_pipe(model: Path) -> None:
-    expected = alone(model, PROMPT, 20)
+    expected = alone(model, PROMPT, TOKENS)
     async with pipeline(
         model, 3, drafter={"kind": "causal-lm", "model": str(model)}, limits={"sessions": len(WAYS)}
     ) as running:
         found = await asyncio.gather(
-            *(complete(running, PROMPT, p, policy_options=options, max_new_tokens=20) for p, options in WAYS)
+            *(complete(running, PROMPT, p, policy_options=options, max_new_tokens=TOKENS) for p, options in WAYS)
         )
     for (policy, options), result in zip(WAYS, found, strict=True):
         assert list(result.token_ids) == expected, (policy, options)
@@ -124,11 +126,11 @@ async def test_bad_drafters_cost_no_token_of_any_policy(
 
 @pytest.mark.parametrize("kind", ["eagle", "eagle3"])
 async def test_a_head_changes_no_token_of_any_policy(checkpoints: Path, model: Path, kind: str) -> None:
-    expected = alone(model, PROMPT, 16)
+    expected = alone(model, PROMPT, TOKENS)
     drafter = {"kind": kind, "model": str(head_of(checkpoints, model, kind))}
     async with pipeline(model, 3, drafter=drafter) as running:
         for policy, options in WAYS:
-            result = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=16)
+            result = await complete(running, PROMPT, policy, policy_options=options, max_new_tokens=TOKENS)
             assert list(result.token_ids) == expected, (policy, options)
             assert result.stats is not None
             assert result.stats.drafted > 0 or policy not in ("chunked", "pruned", "lockstep"), (policy, options)

@@ -17,7 +17,7 @@ from flowspec.transport.base import Transport
 from flowspec.transport.memory import MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
 from tests.checkpoints import write_checkpoint
-from tests.pipeline.running import Running, alone, complete, started
+from tests.pipeline.running import Running, alone, complete, coordinator_first, started
 
 PROMPT = [5, 9, 33, 40, 7, 12, 5, 9, 33, 40, 7, 60, 61, 5, 9]
 QUICK = {"heartbeat_interval": 0.05, "heartbeat_deadline": 0.5, "spare": 0.1}
@@ -37,8 +37,10 @@ async def with_spares(
     topology = Topology.local(str(model), 3, dtype="float64", drafter="ngram", timeouts=QUICK, spares=spares)
     async with asyncio.timeout(DEADLINE), AsyncExitStack() as stack:
         coordinator, stages, waiting = await started(topology, transport, stack)
-        client = await stack.enter_async_context(Client(topology.client_address, transport=transport))
-        yield Running(topology, coordinator, stages, client), waiting, stack
+        client = Client(topology.client_address, transport=transport)
+        running = Running(topology, coordinator, stages, client)
+        async with coordinator_first(running), client:
+            yield running, waiting, stack
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])

@@ -28,7 +28,7 @@ from tests.planning.pipes import LANGUAGE, even
 @pytest.mark.parametrize("wanted", [4.0, 5.4, 6.2])
 def test_chunked_writes_the_tokens_a_round_that_its_quality_was_found_for(wanted: float) -> None:
     language = SyntheticLanguage(quality_for(wanted))
-    result = simulate(even(1), "chunked", language=language, tokens=3000)
+    result = simulate(even(1), "chunked", language=language, tokens=1500)
     assert result.tokens_per_round == pytest.approx(wanted, rel=0.05)
 
 
