@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 from flowspec.errors import ConfigurationError
 from flowspec.schedule.events import GrowTree
 from flowspec.synthetic.guesses import Children
+from flowspec.topology.sections import LOOKING_UP
 
 FORMAT = 1
 
@@ -77,6 +78,11 @@ class Recording:
 
     def guesses(self, session: int) -> RecordedGuesses:
         return RecordedGuesses(self.passage(session), self.typical)
+
+    @property
+    def looks_text_up(self) -> bool:
+        """The drafter is one that copies what the text has said before."""
+        return str(self.about.get("drafter", "")).partition("=")[0] in LOOKING_UP
 
     @property
     def typical(self) -> tuple[float, ...]:

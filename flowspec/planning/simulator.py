@@ -308,11 +308,13 @@ def simulate(
         check=check,
     )
     for number in range(sessions):
-        chain, count = tuple(range(prompt)), tokens
+        chain, count, recalls = tuple(range(prompt)), tokens, False
         if isinstance(language, Recording):
             passage = language.passage(number)
             chain, count = passage.prompt, min(tokens, len(passage.positions))
-        run.request(SessionRequested(f"session-{number + 1}", chain, policy, count, frozenset(), options=options))
+            recalls = language.looks_text_up
+        name = f"session-{number + 1}"
+        run.request(SessionRequested(name, chain, policy, count, frozenset(), recalls=recalls, options=options))
     run.run()
     return SimulationResult.of(
         tuple(session.result for session in run.sessions),

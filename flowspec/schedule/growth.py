@@ -256,14 +256,20 @@ class Growth:
         if self._reading <= self.settings.typical_tokens:
             self.steps.measured(self._reading, event.seconds)
         answers = dict(event.children)
+        least, trust = tree.bar(self.pool), self.trust
         for serial in expanded:
-            self._take(serial, answers.get(serial, ()), features)
+            self._take(serial, answers.get(serial, ()), features, least, trust)
         tree.trim(self.pool)
 
-    def _take(self, serial: int, answer: tuple[tuple[int, float], ...], features: int) -> None:
-        """The drafter's newest opinion of what follows one token; `features`: what it knew."""
+    def _take(
+        self, serial: int, answer: tuple[tuple[int, float], ...], features: int, least: float, trust: float
+    ) -> None:
+        """The drafter's newest opinion of what follows one token; `features`: what it knew.
+
+        New children with a score below `least` would be dropped at once.
+        """
         children, chances = sound(answer)
-        trust, tree = self.trust, self.session.tree
+        tree = self.session.tree
         token = tree.get(serial)
         if (token is None or not token.promised) and (children or not self._behind):
             self._count(sorted(chances, reverse=True), trust)
@@ -277,7 +283,7 @@ class Growth:
         if token.promised:
             self._renew(token, believed)
         token.promised = min(1.0, sum(chances))
-        tree.merge(serial, believed, complete=True)
+        tree.merge(serial, believed, complete=True, least=least)
 
     def _count(self, chances: list[float], trust: float) -> None:
         """`chances`: of an expanded token's children as the drafter said, the best first."""

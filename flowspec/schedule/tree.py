@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
+from math import inf
 from operator import attrgetter
 from typing import Final
 
@@ -106,12 +107,20 @@ class DraftTree:
 
     # ---- growing -----------------------------------------------------------------------------------------------------
 
-    def merge(self, parent: int, children: Iterable[tuple[int, float]], *, complete: bool = False) -> tuple[int, ...]:
+    def merge(
+        self,
+        parent: int,
+        children: Iterable[tuple[int, float]],
+        *,
+        complete: bool = False,
+        least: float = -inf,
+    ) -> tuple[int, ...]:
         """Add children, as (vocabulary id, log-probability), and return the serials of the new ones.
 
         A child that is there already keeps its identity and whatever was sent of it, and takes the newer
         log-probability. `complete`: these are the best children there are, so one that is there and not among them is
-        at most as probable as the least of them. An unknown parent was pruned meanwhile: nothing happens.
+        at most as probable as the least of them. New ones with a score, from the root, below `least` are left out.
+        An unknown parent was pruned meanwhile: nothing happens.
         """
         above = self._tokens.get(parent)
         if above is None:
@@ -123,11 +132,13 @@ class DraftTree:
                 if token not in named:
                     self._revise(self._tokens[serial], min(self._tokens[serial].log_probability, least))
         joined = []
+        enough = -inf if self._shifted else least - above.score
         for token, log_probability in children:
             log_probability = min(0.0, log_probability)
             existing = above.children.get(token)
             if existing is None:
-                joined.append(self._join(above, token, log_probability).serial)
+                if log_probability >= enough:
+                    joined.append(self._join(above, token, log_probability).serial)
             else:
                 self._revise(self._tokens[existing], log_probability)
         return tuple(joined)
@@ -196,6 +207,11 @@ class DraftTree:
                 removed += 1
         ranking[place:] = [token for token in ranking[place:] if token.serial in tokens]
         return removed
+
+    def bar(self, most: int) -> float:
+        """The score below which a new leaf would be the first that `trim(most)` drops."""
+        ranking = self._ranked()
+        return ranking[most - 1].score if len(ranking) >= most else -inf
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
 

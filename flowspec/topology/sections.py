@@ -230,6 +230,9 @@ ModelDrafter = Literal["causal-lm", "eagle", "eagle3"]
 WITHOUT_WEIGHTS = ("none", "ngram", "synthetic")
 """Kinds of drafters that have none; with the synthetic model there are no others."""
 
+LOOKING_UP = ("ngram", "hybrid")
+"""Kinds that copy what the text has said before."""
+
 DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft", "eagle": "demo-eagle", "eagle3": "demo-eagle3"}
 """Per kind the model (see `flowspec.model.hub.resolve_model`) that comes with the demo model."""
 
@@ -264,7 +267,7 @@ class Drafter(Section):
     @property
     def looks_text_up(self) -> bool:
         """It copies what the text has said before."""
-        return self.kind in ("ngram", "hybrid")
+        return self.kind in LOOKING_UP
 
     @model_validator(mode="before")
     @classmethod

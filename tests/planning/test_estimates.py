@@ -153,6 +153,15 @@ def test_a_recording_is_written_again_by_every_policy(policy: str) -> None:
         assert result.accepted == 3
 
 
+@pytest.mark.parametrize(("drafter", "copies"), [("ngram", True), ("hybrid=path", True), ("causal-lm", False)])
+def test_what_a_recorded_text_repeats_is_copied_where_its_drafter_looks_text_up(drafter: str, copies: bool) -> None:
+    text = TRUE * 3
+    passage = Passage((1, 2, 3), tuple(Position(token, {}) for token in text))
+    result = simulate(even(2), language=Recording((passage,), {"drafter": drafter}), tokens=1000, check=True)
+    assert result.written == (text,)
+    assert (result.accepted > 0) == copies
+
+
 def test_a_recording_survives_its_file(tmp_path: Path) -> None:
     recorded().write(tmp_path / "run.jsonl")
     assert Recording.read(tmp_path / "run.jsonl") == recorded()

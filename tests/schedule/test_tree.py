@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
@@ -111,3 +112,21 @@ def test_any_history_keeps_the_tree_sound_and_every_prefix_of_the_waiting_sendab
                     tree.reroot(dice.choice(sent), dice.randrange(6))
                 tree.trim(dice.randrange(1, 30))
         tree.check_integrity()
+
+
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 2**32))
+def test_what_is_left_out_below_the_bar_is_what_trimming_would_drop(seed: int) -> None:
+    most = 12
+    trees = []
+    for cheap in (False, True):
+        dice, tree = Random(seed), DraftTree(0, -1, 0)
+        for _ in range(8):
+            least = tree.bar(most) if cheap else -math.inf
+            ranked = [token.serial for token in tree.ranking()]
+            for serial in dice.sample(ranked, min(3, len(ranked))):
+                tree.merge(serial, [(dice.randrange(1000), -3 * dice.random()) for _ in range(4)], least=least)
+            tree.trim(most)
+            tree.check_integrity()
+        trees.append([(token.token, token.score) for token in tree.ranking()])
+    assert trees[0] == trees[1]
