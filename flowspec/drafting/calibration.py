@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import exp, log
+from operator import mul
 from typing import Final
 
 BASE: Final = 0.05
@@ -39,22 +40,26 @@ def logit(probability: float) -> float:
     return log(kept / (1.0 - kept))
 
 
+KNOWING_NOTHING: Final = logit(BASE)
+
+
 def evidence(opinions: Sequence[Mapping[int, float]]) -> Evidence:
     """What drafters' opinions, as token -> probability, say beyond knowing nothing, for every token in any of them.
 
     To a token that a drafter did not name it gives `BASE` of the probability that it gave to none, and no more than to
     the least of those that it named.
     """
-    base = logit(BASE)
-    unnamed = [
-        min(BASE * max(0.0, 1.0 - sum(opinion.values())), *opinion.values()) if opinion else BASE
+    said = [
+        (
+            {token: logit(chance) - KNOWING_NOTHING for token, chance in opinion.items()},
+            logit(min(BASE * max(0.0, 1.0 - sum(opinion.values())), *opinion.values())) - KNOWING_NOTHING
+            if opinion
+            else 0.0,
+        )
         for opinion in opinions
     ]
     tokens = dict.fromkeys(token for opinion in opinions for token in opinion)
-    return {
-        token: tuple(logit(opinion.get(token, rest)) - base for opinion, rest in zip(opinions, unnamed, strict=True))
-        for token in tokens
-    }
+    return {token: tuple([named.get(token, rest) for named, rest in said]) for token in tokens}
 
 
 class OpinionPool:
@@ -67,8 +72,8 @@ class OpinionPool:
 
     def probability(self, found: tuple[float, ...]) -> float:
         """That a token comes next, given the evidence for it."""
-        weighed = sum(weight * each for weight, each in zip(self.weights, found, strict=True))
-        return 1.0 / (1.0 + exp(-(logit(BASE) + self.bias + weighed)))
+        weighed = sum(map(mul, self.weights, found))
+        return 1.0 / (1.0 + exp(-(KNOWING_NOTHING + self.bias + weighed)))
 
     def probabilities(self, found: Evidence) -> list[tuple[int, float]]:
         """(token, probability), most probable first; together at most 1."""

@@ -41,7 +41,7 @@ class ContinuousSettings:
     """The same where nodes share cores."""
     overhead_seconds: float = 0.0005
     """What a segment costs beside the forward: headers, sockets, wake-ups."""
-    worth_in_time: float = 0.5
+    worth_in_time: float = 0.25
     """How many tokens a guess is worth in the choice of a segment's size, where every node has its own cores. A segment
     grows until its least probable token, taken so many times, costs more time than it gains. Less than one, since what
     is left out may go with the next segment, and what goes makes the next one later. Where cores are shared it is 1."""

@@ -29,7 +29,7 @@ class GrowthSettings:
 
     expand: int = FLOWSPEC.expand
     """Most tokens that one step expands."""
-    expand_contended: int = 10
+    expand_contended: int = 8
     """The same where the drafter takes time from the stages."""
     floor: float = 0.003
     """Probability, from the root, below which a token is not expanded."""
@@ -49,7 +49,7 @@ class GrowthSettings:
     """What a drafter is taken for at first counts as much as this many tokens that were seen."""
     width: int = FLOWSPEC.width
     """Children that the drafter is asked for, for each expanded token; 0: as many as the topology says."""
-    pool: int = 400
+    pool: int = 800
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
     is, and the drafter is not asked twice for the same children unless it knows more."""
     pool_contended: int = 256

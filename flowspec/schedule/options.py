@@ -42,12 +42,12 @@ class PolicyOptions:
 class FlowspecOptions(PolicyOptions):
     """Continuous, without rounds and turns. `false` switches one of FlowSpec's three mechanisms off."""
 
-    tree: int = whole(192, 256, least=2)
+    tree: int = whole(256, 256, least=2)
     """Most live draft tokens in flight, of a session that has the pipe to itself; on shared cores at most 48."""
     segment: int = whole(48, 256)
     """Most tokens in one segment; on shared cores at most 24."""
     expand: int = whole(16, 64)
-    """Most tokens that one step of the drafter expands; on shared cores at most 10."""
+    """Most tokens that one step of the drafter expands; on shared cores at most 8."""
     width: int = whole(0, 64, least=0)
     """Children per expanded token; 0: the topology's `drafter.width`."""
     score_order: bool = True

@@ -108,7 +108,7 @@ def test_a_certain_token_waits_one_step_for_its_children_but_no_longer_than_pays
     assert scheduler.sessions["s"].flights
     commands = scheduler.handle(returned(1, 2, 42))
     assert only(commands, SendSegment) == []
-    (sent,) = only(scheduler.handle(grown((3, ((1, log(0.02)),)))), SendSegment)
+    (sent,) = only(scheduler.handle(grown((3, ((1, log(0.05)),)))), SendSegment)
     assert sent.draft.serials == (3, 4)
 
 
