@@ -191,7 +191,7 @@ def test_steps_are_small_where_every_token_costs_much() -> None:
     assert 1 <= sizes[0.02] <= 3
 
 
-@pytest.mark.parametrize(("free", "most"), [(True, 16), (False, 10)])
+@pytest.mark.parametrize(("free", "most"), [(True, 16), (False, 8)])
 def test_steps_are_smaller_where_the_drafter_takes_time_from_the_stages(free: bool, most: int) -> None:
     _, growth = growing(features=False)
     for _ in range(3):
