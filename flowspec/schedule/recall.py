@@ -62,11 +62,11 @@ class Recall:
             self._index.add(token)
 
     def judge(self, moved: Reroot) -> None:
-        """A verdict says which copies came true."""
+        """A verdict says which copies came true, or would have."""
         settings = self.settings
         for accepted, successor in zip(moved.passed, (*moved.passed[1:], moved.root), strict=True):
-            if accepted.copied is not None:
-                token, chance = accepted.copied
+            if accepted.copy is not None:
+                token, chance = accepted.copy
                 self._judged += 1
                 weight = max(settings.smoothing, 1 / (self._judged + settings.first_impression))
                 self._promised += weight * (chance - self._promised)
@@ -89,11 +89,12 @@ class Recall:
             found = self._index.follower(context)
             if found is None:
                 return
+            # Also where it is not believed, so that it may be believed again.
+            token.copy = found
             follower, chance = found
             believed = chance * trust
             if believed < settings.chance or (score := score + log(believed)) < floor:
                 return
-            token.copied = found
             (serial,) = tree.merge(token.serial, ((follower, log(believed)),))
             token = tree[serial]
             context = [*context[1 - LONGEST :], follower]

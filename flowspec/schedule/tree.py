@@ -44,8 +44,8 @@ class DraftToken:
     """Probability that the drafter gave to all its children together; 0 before it has answered."""
     looked_up: bool = False
     """What the text said after it earlier was looked up (see `recall`)."""
-    copied: tuple[int, float] | None = None
-    """A child that was copied from there: vocabulary id, and the probability that counts gave it."""
+    copy: tuple[int, float] | None = None
+    """What was found there: a child's vocabulary id, and the probability that counts give it."""
     features: int = -1
     """Positions whose features the drafter had when it last answered for this token; -1 before it has answered."""
     children: dict[int, int] = field(default_factory=dict)

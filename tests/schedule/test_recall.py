@@ -82,6 +82,14 @@ def test_copies_that_do_not_come_true_are_believed_less_and_less_and_then_not_ma
         assert recall.trust < 1.0
         tree = DraftTree(tree.root + 1, tree.root, RUN[3])
     assert 1 < rounds < 20
+    # What is found is judged all the same, so copies come back when they would have come true.
+    for _ in range(30):
+        recall.judge(tree.reroot(tree.root, RUN[4]))
+        tree = DraftTree(tree.root + 1, tree.root, RUN[3])
+        recall.extend(tree, FAR)
+        if len(tree) > 1:
+            break
+    assert len(tree) > 1
 
 
 def test_copies_that_come_true_are_believed_as_they_are() -> None:
