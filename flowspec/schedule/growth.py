@@ -266,7 +266,7 @@ class Growth:
     ) -> None:
         """The drafter's newest opinion of what follows one token; `features`: what it knew.
 
-        New children with a score below `least` would be dropped at once.
+        New children with a score below `least` would be dropped at once, but for older ones that lose theirs now.
         """
         children, chances = sound(answer)
         tree = self.session.tree

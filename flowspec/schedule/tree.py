@@ -209,7 +209,7 @@ class DraftTree:
         return removed
 
     def bar(self, most: int) -> float:
-        """The score below which a new leaf would be the first that `trim(most)` drops."""
+        """The score below which a new leaf would be among the first that `trim(most)` drops, as opinions are now."""
         ranking = self._ranked()
         return ranking[most - 1].score if len(ranking) >= most else -inf
 

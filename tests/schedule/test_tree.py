@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import count
 from random import Random
 
 import pytest
@@ -120,12 +121,12 @@ def test_what_is_left_out_below_the_bar_is_what_trimming_would_drop(seed: int) -
     most = 12
     trees = []
     for cheap in (False, True):
-        dice, tree = Random(seed), DraftTree(0, -1, 0)
+        dice, tree, new = Random(seed), DraftTree(0, -1, 0), count(1)
         for _ in range(8):
             least = tree.bar(most) if cheap else -math.inf
             ranked = [token.serial for token in tree.ranking()]
             for serial in dice.sample(ranked, min(3, len(ranked))):
-                tree.merge(serial, [(dice.randrange(1000), -3 * dice.random()) for _ in range(4)], least=least)
+                tree.merge(serial, [(next(new), -3 * dice.random()) for _ in range(4)], least=least)
             tree.trim(most)
             tree.check_integrity()
         trees.append([(token.token, token.score) for token in tree.ranking()])
