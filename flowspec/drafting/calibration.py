@@ -49,17 +49,16 @@ def evidence(opinions: Sequence[Mapping[int, float]]) -> Evidence:
     To a token that a drafter did not name it gives `BASE` of the probability that it gave to none, and no more than to
     the least of those that it named.
     """
-    said = [
-        (
-            {token: logit(chance) - KNOWING_NOTHING for token, chance in opinion.items()},
-            logit(min(BASE * max(0.0, 1.0 - sum(opinion.values())), *opinion.values())) - KNOWING_NOTHING
-            if opinion
-            else 0.0,
-        )
+    unnamed = [
+        min(BASE * max(0.0, 1.0 - sum(opinion.values())), *opinion.values()) if opinion else BASE
         for opinion in opinions
     ]
+    rests = [logit(chance) - KNOWING_NOTHING for chance in unnamed]
+    named = [{token: logit(chance) - KNOWING_NOTHING for token, chance in opinion.items()} for opinion in opinions]
     tokens = dict.fromkeys(token for opinion in opinions for token in opinion)
-    return {token: tuple([named.get(token, rest) for named, rest in said]) for token in tokens}
+    return {
+        token: tuple([known.get(token, rest) for known, rest in zip(named, rests, strict=True)]) for token in tokens
+    }
 
 
 class OpinionPool:

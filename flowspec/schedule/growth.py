@@ -128,13 +128,10 @@ class Growth:
         """Probabilities of what is to come when `token` is expanded; it is as in the tree's ranking."""
         if token.promised > 0.0:
             return [exp(token.score) * self.renewal]
-        chance = exp(token.score) * self._unguessed(token)
-        return [chance * hit for hit in self.hits]
-
-    def _unguessed(self, token: DraftToken) -> float:
-        """Probability that none of the children comes next that `token` has without the drafter's word."""
         tree = self.session.tree
-        return max(0.0, 1.0 - sum(exp(tree[serial].log_probability) for serial in token.children.values()))
+        copied = sum(exp(tree[serial].log_probability) for serial in token.children.values())
+        chance = exp(token.score) * max(0.0, 1.0 - copied)
+        return [chance * hit for hit in self.hits]
 
     def follow(self, moved: Reroot) -> None:
         """A verdict moved the root."""
@@ -201,12 +198,7 @@ class Growth:
 
     def _choose(self, cap: int, plain_seconds: float, patience: float, free: bool) -> list[int]:
         tree, settings, steps = self.session.tree, self.settings, self.steps
-        again, anew = self.renewal, sum(self.hits)
-        candidates = self._candidates(cap)
-        worth = [
-            (exp(token.score) * (again if token.promised > 0.0 else anew * self._unguessed(token)), token.serial)
-            for token in candidates
-        ]
+        worth = [(sum(self._coming(token)), token.serial) for token in self._candidates(cap)]
         worth.sort(key=lambda pair: (-pair[0], pair[1]))
         longest, per_token = max(patience, settings.patience * steps.of(1)), steps.per_token
         chosen: list[int] = []

@@ -56,10 +56,7 @@ class SuffixIndex:
         On Python source and on a small model's output, what is given p comes true in a share of about p.
         """
         found: dict[int, float] = {}
-        for length in range(1, min(LONGEST, len(context)) + 1):
-            after = self._after.get(tuple(context[-length:]))
-            if after is None:
-                break
+        for after in self._matches(context):
             doubt = len(after.counts) + DOUBT
             whole = after.total + doubt
             found = {token: share * doubt / whole for token, share in found.items()}
@@ -74,20 +71,25 @@ class SuffixIndex:
         The most frequent one after the longest run that matches, of several the latest: nearly always the first of
         `followers`, and found in a fraction of the time.
         """
-        matching: list[Followers] = []
-        for length in range(1, min(LONGEST, len(context)) + 1):
-            after = self._after.get(tuple(context[-length:]))
-            if after is None:
-                break
-            matching.append(after)
-        if not matching:
+        matches = self._matches(context)
+        if not matches:
             return None
-        counts = matching[-1].counts
+        counts = matches[-1].counts
         token = next(reversed(counts))
         if len(counts) > 1:
             token = max(islice(reversed(counts), RECENT), key=counts.__getitem__)
         share = 0.0
-        for after in matching:
+        for after in matches:
             doubt = len(after.counts) + DOUBT
             share = (after.counts.get(token, 0) + doubt * share) / (after.total + doubt)
         return token, share
+
+    def _matches(self, context: list[int]) -> list[Followers]:
+        """What followed the last token of `context`, the last two, and so on, as far as they came before."""
+        matches: list[Followers] = []
+        for length in range(1, min(LONGEST, len(context)) + 1):
+            after = self._after.get(tuple(context[-length:]))
+            if after is None:
+                break
+            matches.append(after)
+        return matches

@@ -197,7 +197,7 @@ class DraftTree:
         excess = len(self._tokens) - most
         if excess <= 0:
             return 0
-        tokens, ranking = self._tokens, self._ranked()
+        tokens, ranking = self._tokens, self.ranking()
         removed, place = 0, len(ranking)
         while removed < excess and place:
             place -= 1
@@ -205,12 +205,12 @@ class DraftTree:
             if not (worst.sent or worst.children or worst.serial in keep or worst.serial == self.root):
                 del tokens[tokens[worst.parent].children.pop(worst.token)]
                 removed += 1
-        ranking[place:] = [token for token in ranking[place:] if token.serial in tokens]
+        self._ranking[place:] = [token for token in ranking[place:] if token.serial in tokens]
         return removed
 
     def bar(self, most: int) -> float:
         """The score below which a new leaf would be among the first that `trim(most)` drops, as opinions are now."""
-        ranking = self._ranked()
+        ranking = self.ranking()
         return ranking[most - 1].score if len(ranking) >= most else -inf
 
     # ---- choosing ----------------------------------------------------------------------------------------------------
@@ -220,9 +220,6 @@ class DraftTree:
 
         A parent precedes its children: its score is not below theirs and its serial is smaller.
         """
-        return self._ranked()
-
-    def _ranked(self) -> list[DraftToken]:
         # Of equal scores the smaller serial first: sorting is stable, and tokens join in the order of serials.
         if self._shifted:
             tokens, root = self._tokens, self.root
@@ -241,7 +238,7 @@ class DraftTree:
 
     def waiting(self, depth_limit: int, most: int | None = None) -> list[DraftToken]:
         """Tokens not sent yet, best first, none at `depth_limit` or deeper; any prefix of the list can be sent."""
-        found = (token for token in self._ranked() if not token.sent and token.depth < depth_limit)
+        found = (token for token in self.ranking() if not token.sent and token.depth < depth_limit)
         return list(islice(found, most))
 
     def unexpanded(self, floor: float, depth_limit: int, most: int | None = None) -> list[DraftToken]:
@@ -255,7 +252,7 @@ class DraftTree:
         return list(islice(found, most))
 
     def _likely(self, floor: float) -> Iterator[DraftToken]:
-        return takewhile(lambda token: token.score >= floor, self._ranked())
+        return takewhile(lambda token: token.score >= floor, self.ranking())
 
     def columns(self, serials: Sequence[int]) -> DraftTokens:
         """The tokens as they travel; `serials` must be in topological order."""
@@ -312,5 +309,5 @@ class DraftTree:
             previous = serial
         if self.sent != sum(token.sent for token in self._tokens.values()):
             raise InvariantViolation("draft tree: the number of tokens that were sent is wrong")
-        if sorted(token.serial for token in self._ranked()) != list(self._tokens):
+        if sorted(token.serial for token in self.ranking()) != list(self._tokens):
             raise InvariantViolation("draft tree: the ranking has other tokens than the tree")
