@@ -20,6 +20,7 @@ from torch import nn
 from flowspec.drafting.head_config import HeadConfig
 from flowspec.drafting.head_layer import HeadLayer, PositionEmbeddings, Rotary, exact_dtype
 from flowspec.errors import InvariantViolation
+from flowspec.model import heap
 from flowspec.model.arrangement import arrange, bytes_of, detach_from_files
 from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
@@ -139,6 +140,7 @@ class DraftHead(nn.Module, ABC):
         if self.device.type == "cpu":
             arrange([self], pack=True)
             detach_from_files([self])
+            heap.trim()
         self._angles = self._rotary.lean(self.dtype, self.device)
 
     def forward(self, embeds: torch.Tensor, states: torch.Tensor, cache: TreeCache, batch: Batch) -> torch.Tensor:

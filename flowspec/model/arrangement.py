@@ -1,7 +1,9 @@
 """How the weights of linear layers lie in memory on a CPU: in the order in which this one multiplies few rows fastest.
 
-What is computed stays the same, up to rounding. A segment has a few rows, and which order is best for those depends on
-the processor, the dtype and the shape; so each shape is timed once a process, and only what clearly wins is used.
+What is computed stays the same, up to rounding. Weights that lose nothing in float16 are kept in that, where this
+processor multiplies them faster: a stage that waits for its turn finds none of its weights in the caches, so that half
+the bytes count more than anything else. For other weights the best order depends on the processor, the dtype and the
+shape; so each shape is timed once a process, and only what clearly wins is used.
 """
 
 from __future__ import annotations
@@ -19,10 +21,16 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flowspec.model.half_linear import HalfLinear, half_scale
+
 TIMED_ROWS: Final = (1, 4, 7, 16)
 """Rows that matter: a token alone, and segments; libraries are not alike fast at multiples of four and between."""
 SMALLEST: Final = 100_000
 """Entries of a weight; what is smaller costs the call more than the product."""
+SMALLEST_HALF: Final = 50_000
+"""The same for a weight in float16."""
+HALF_SAMPLE: Final = (2048, 1024)
+"""Outputs and inputs of the weight that tells whether float16 is faster here; larger than most caches of one core."""
 LARGEST_SAMPLE: Final = 4_000_000
 """Entries that are timed of a weight."""
 GAIN: Final = 0.9
@@ -47,6 +55,8 @@ class Order(Enum):
     COLUMNS = "columns"
     PACKED = "packed"
     """In oneDNN's blocks."""
+    HALF = "half"
+    """In float16 and FBGEMM's blocks."""
 
 
 class PackedLinear(nn.Module):
@@ -84,20 +94,29 @@ def product(linear: nn.Module) -> Product:
 def arrange(modules: Iterable[nn.Module], *, pack: bool = False) -> bool:
     """Store the weights of all linear layers in `modules`, on the CPU, in their best orders; whether any changed.
 
-    With `pack`, linear layers inside `modules` may be replaced by `PackedLinear`; without it only weights move. A
-    weight that an embedding looks up row by row stays as it is.
+    With `pack`, linear layers inside `modules` may be replaced by `HalfLinear` and `PackedLinear`; without it only
+    weights move. A weight that an embedding looks up row by row stays as it is.
     """
     changed = False
     for module in modules:
         embeddings = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
-        for parent, name, linear in _linears(module):
+        linears = _linears(module)
+        while linears:
+            # Taken from the list, so that what a replaced layer held is free before the next one is packed.
+            parent, name, linear = linears.pop()
             if id(linear.weight) in embeddings:
                 continue
-            weight = linear.weight
-            order = best_order(weight.shape[0], weight.shape[1], weight.dtype, pack and parent is not None)
+            weight, packable = linear.weight, pack and parent is not None
+            halvable = packable and weight.dtype == torch.float32 and weight.numel() >= SMALLEST_HALF
+            scale = half_scale(weight) if halvable and halves_win() else None
+            if scale is not None and parent is not None:
+                setattr(parent, name, HalfLinear(weight, linear.bias, scale))
+                changed = True
+                continue
+            order = best_order(weight.shape[0], weight.shape[1], weight.dtype, packable)
             if order is Order.COLUMNS:
                 weight.data = by_columns(weight)
-            elif order is not Order.ROWS and parent is not None:
+            elif order is Order.PACKED and parent is not None:
                 setattr(parent, name, PackedLinear(weight, linear.bias))
             changed |= order is not Order.ROWS
     return changed
@@ -108,7 +127,7 @@ def bytes_of(modules: Iterable[nn.Module]) -> int:
     held: dict[int, int] = {}
     for module in modules:
         for part in module.modules():
-            if isinstance(part, PackedLinear):
+            if isinstance(part, (HalfLinear, PackedLinear)):
                 held[id(part)] = part.weight_bytes
             for tensor in part.parameters(recurse=False):
                 # Tensors on meta have no storage that could be shared.
@@ -139,6 +158,16 @@ def by_columns(weight: torch.Tensor) -> torch.Tensor:
 
 
 @functools.cache
+def halves_win() -> bool:
+    """Whether this processor multiplies float32 rows faster with weights in float16."""
+    outputs, inputs = HALF_SAMPLE
+    weight = _sample(outputs, inputs, torch.float32)
+    candidates: dict[Order, Product] = {Order.ROWS: functools.partial(functional.linear, weight=weight)}
+    _add(candidates, Order.HALF, lambda: HalfLinear(weight, None, 1.0), weight)
+    return choose(_measure(candidates, inputs, torch.float32)) is Order.HALF
+
+
+@functools.cache
 def best_order(outputs: int, inputs: int, dtype: torch.dtype, packable: bool) -> Order:
     """What to do with weights (outputs, inputs); asked again, the answer is the same."""
     if outputs * inputs < SMALLEST or dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -158,20 +187,27 @@ def choose(ratios: dict[Order, tuple[float, ...]]) -> Order:
 
 @torch.inference_mode()
 def _candidates(outputs: int, inputs: int, dtype: torch.dtype, packable: bool) -> dict[Order, Product]:
-    # Values that are neither zero nor denormal, and no draw from the generator that others use.
-    part = min(outputs, max(1, LARGEST_SAMPLE // inputs))
-    weight = torch.linspace(-1.0, 1.0, part * inputs).view(part, inputs).to(dtype)
+    weight = _sample(min(outputs, max(1, LARGEST_SAMPLE // inputs)), inputs, dtype)
     found: dict[Order, Product] = {Order.ROWS: functools.partial(functional.linear, weight=weight)}
     if dtype == torch.float32:
         # In half precision columns never win, and without instructions for it they take forever.
         found[Order.COLUMNS] = functools.partial(functional.linear, weight=by_columns(weight))
     if packable and torch.backends.mkldnn.is_available():
-        # What this build or processor cannot pack stays as it is.
-        with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError):
-            packed = PackedLinear(weight, None)
-            packed(weight[:1])
-            found[Order.PACKED] = packed
+        _add(found, Order.PACKED, lambda: PackedLinear(weight, None), weight)
     return found
+
+
+def _sample(outputs: int, inputs: int, dtype: torch.dtype) -> torch.Tensor:
+    """A weight whose values are neither zero nor denormal; no draw from the generator that others use."""
+    return torch.linspace(-1.0, 1.0, outputs * inputs).view(outputs, inputs).to(dtype)
+
+
+def _add(candidates: dict[Order, Product], order: Order, make: Callable[[], nn.Module], weight: torch.Tensor) -> None:
+    """Try what `make` makes of `weight`; what this build or processor cannot do is no candidate."""
+    with contextlib.suppress(AttributeError, NotImplementedError, RuntimeError):
+        module = make()
+        module(weight[:1])
+        candidates[order] = module
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from flowspec.errors import ModelError
+from flowspec.model import heap
 from flowspec.model.arrangement import arrange, bytes_of, detach_from_files
 from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
@@ -96,6 +97,7 @@ class LayerBlock:
             arranged = [arrange([part], pack=lean or part is head) for part in parts]
             if lean or any(arranged):
                 detach_from_files(parts)
+            heap.trim()
         for part in parts:
             part.to(device)
         return cls(checkpoint, stage, head, first, end)

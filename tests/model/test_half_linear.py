@@ -1,0 +1,128 @@
+"""Weights in float16 give the products of the float32 weights that they came from, and are taken only without loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+
+from flowspec.model import arrangement
+from flowspec.model.arrangement import bytes_of
+from flowspec.model.half_linear import CHECKED_AT_ONCE, HalfLinear, half_scale
+from flowspec.model.layout import block_bytes
+from flowspec.model.weights import Checkpoint
+from tests.model.conftest import WriteCheckpoint
+from tests.model.running import Blocks
+
+LAYERS = 2
+
+
+def multiplies() -> bool:
+    """Whether this processor has such products."""
+    try:
+        HalfLinear(torch.ones(8, 8), None, 1.0)(torch.ones(1, 8))
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return False
+    return True
+
+
+needs_products = pytest.mark.skipif(not multiplies(), reason="this processor multiplies no float16 weights")
+
+
+def stored_in(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+    """float32 weights as they come from a checkpoint in `dtype`."""
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * 0.02).to(dtype).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1e-6, 1.0, 3e4])
+def test_weights_of_16_bits_lose_nothing(dtype: torch.dtype, size: float) -> None:
+    weight = (stored_in(torch.bfloat16, 64, 48) * size).to(dtype).float()
+    scale = half_scale(weight)
+    assert scale is not None
+    assert math.frexp(scale)[0] == 0.5, "a power of two"
+    scaled = weight * scale
+    assert torch.equal(scaled.half().float() / scale, weight)
+    assert float(scaled.abs().max()) < 65504
+
+
+def test_weights_that_would_lose_something_are_not_taken() -> None:
+    whole = CHECKED_AT_ONCE // 64
+    late = torch.ones(whole + 8, 64)
+    late[-1, -1] = 1.0 + 2.0**-20
+    wide = torch.ones(8, 8)
+    wide[3, 3] = 2.0**-60
+    broken = torch.ones(8, 8)
+    broken[0, 0] = math.nan
+    endless = torch.ones(8, 8)
+    endless[0, 0] = math.inf
+    tiny = torch.full((8, 8), 2.0**-120)
+    for weight in (late, wide, broken, endless, tiny, torch.rand(8, 8), torch.ones(8, 8).double(), torch.ones(0, 8)):
+        assert half_scale(weight) is None
+
+
+def test_the_least_and_the_largest_weights_of_a_matrix_count() -> None:
+    weight = torch.ones(8, 8)
+    weight[3, 3] = 2.0**-30
+    assert half_scale(weight) is not None
+    assert half_scale(torch.zeros(8, 8)) is not None
+
+
+@needs_products
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_products_are_those_of_the_weights(biased: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = stored_in(torch.bfloat16, 48, 32)
+    bias = torch.randn(48, generator=generator) if biased else None
+    scale = half_scale(weight)
+    assert scale is not None
+    linear = HalfLinear(weight, bias, scale)
+    assert linear.weight_bytes == 48 * 32 * 2 + (48 * 4 if biased else 0) == bytes_of([linear])
+    for shape in ((0, 32), (1, 32), (2, 32), (5, 32), (70, 32), (2, 3, 32)):
+        inputs = torch.randn(shape, generator=generator)
+        kept = inputs.clone()
+        torch.testing.assert_close(linear(inputs), functional.linear(inputs, weight, bias))
+        assert torch.equal(inputs, kept)
+
+
+@needs_products
+@pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("qwen2", False)])
+def test_a_block_of_a_16_bit_checkpoint_computes_the_same_with_about_half_the_bytes(
+    checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch, family: str, tied: bool
+) -> None:
+    model = checkpoint(family, layers=LAYERS, tied=tied, dtype="bfloat16")
+    logits, held, tokens = [], [], [5, 9, 33, 40, 7, 12]
+    for halves in (False, True):
+        monkeypatch.setattr(arrangement, "halves_win", lambda wins=halves: wins)
+        monkeypatch.setattr(arrangement, "SMALLEST_HALF", 0)
+        blocks = Blocks(model, (0, 1, LAYERS), dtype="float32")
+        held.append([block.weight_bytes for block in blocks.blocks])
+        logits.append(torch.cat([blocks.fresh().run_chain(tokens, chunk) for chunk in (1, 2, 6)]))
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+    whole = [block_bytes(Checkpoint(model), *layers, "float32").weights for layers in ((0, 1), (1, LAYERS))]
+    assert held[0] == whole
+    assert held[1][1] < 0.55 * whole[1]
+    assert 0.5 * whole[0] < held[1][0] < whole[0], "the embedding stays as it is"
+
+
+@needs_products
+def test_weights_that_lose_something_stay_as_they_are(
+    checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = checkpoint(layers=LAYERS, dtype="float32")
+    monkeypatch.setattr(arrangement, "halves_win", lambda: True)
+    monkeypatch.setattr(arrangement, "SMALLEST_HALF", 0)
+    (block,) = Blocks(model, (0, LAYERS), dtype="float32").blocks
+    assert block.weight_bytes == block_bytes(Checkpoint(model), 0, LAYERS, "float32").weights
+
+
+def test_other_dtypes_and_layers_that_may_not_be_replaced_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrangement, "halves_win", lambda: pytest.fail("nobody asks"))
+    monkeypatch.setattr(arrangement, "SMALLEST_HALF", 0)
+    for dtype, pack in ((torch.float64, True), (torch.bfloat16, True), (torch.float32, False)):
+        module = torch.nn.Sequential(torch.nn.Linear(8, 8, dtype=dtype))
+        module[0].weight.data.fill_(0.5)
+        arrangement.arrange([module], pack=pack)
+        assert type(module[0]) is torch.nn.Linear
