@@ -84,7 +84,7 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
     from flowspec.cli.models import check_model
     from flowspec.drafting.plan import plan_drafter
     from flowspec.model.hub import resolve_model
-    from flowspec.model.layout import DTYPE_BYTES, block_bytes
+    from flowspec.model.layout import DTYPE_BYTES, block_bytes, weight_bytes
     from flowspec.model.weights import Checkpoint
     from flowspec.planning.division import ModelSizes
     from flowspec.planning.pipe import DraftTime
@@ -93,8 +93,8 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
     check_model(name)
     checkpoint = Checkpoint(resolve_model(name))
     dtype = topology.stages[0].dtype
-    parameters, size = checkpoint.parameters, DTYPE_BYTES[dtype]
     count = checkpoint.layer_count
+    parameters, size, narrow = checkpoint.parameters, DTYPE_BYTES[dtype], weight_bytes(checkpoint, 0, count, dtype)
     typical = sum(parameters.layers) / count
     rows = min(checkpoint.context_limit, topology.limits.context or checkpoint.context_limit)
     caches = [min(block_bytes(checkpoint, at, at + 1, dtype).row * rows, topology.limits.memory) for at in range(count)]
@@ -102,16 +102,17 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
     head_work = (parameters.norm + parameters.head) / typical
     model = ModelSizes(
         work=tuple(layer / typical for layer in parameters.layers),
-        bytes=tuple(layer * size + cache for layer, cache in zip(parameters.layers, caches, strict=True)),
-        embedding_bytes=parameters.embedding * size,
+        bytes=tuple(layer * narrow + cache for layer, cache in zip(parameters.layers, caches, strict=True)),
+        embedding_bytes=parameters.embedding * narrow,
         head_work=head_work,
-        head_bytes=(parameters.norm + parameters.head) * max(size, DTYPE_BYTES["float32"]),
+        head_bytes=(parameters.norm + parameters.head)
+        * (narrow if narrow < size else max(size, DTYPE_BYTES["float32"])),
         draft_bytes=plan.weights + plan.row * rows,
     )
     here = None
     if measure:
         layer = _measure_layer(checkpoint, topology)
-        work = plan.weights / (typical * size)
+        work = plan.weights / (typical * narrow)
         one, two = layer[0][1], layer[1][1]
         here = Measured(layer, DraftTime(work * one, work * max(0.0, two - one) / (layer[1][0] - layer[0][0])))
     return model, checkpoint.hidden_size * size, here

@@ -138,7 +138,7 @@ class DraftHead(nn.Module, ABC):
         for layer in self.stack:
             del layer.self_attn, layer.mlp
         if self.device.type == "cpu":
-            arrange([self], pack=True)
+            arrange([self], self.dtype, pack=True)
             detach_from_files([self])
             heap.trim()
         self._angles = self._rotary.lean(self.dtype, self.device)

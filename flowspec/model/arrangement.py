@@ -13,7 +13,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -91,8 +91,10 @@ def product(linear: nn.Module) -> Product:
     return forward
 
 
-def arrange(modules: Iterable[nn.Module], *, pack: bool = False) -> bool:
+def arrange(modules: Iterable[nn.Module], dtype: torch.dtype, *, pack: bool = False) -> bool:
     """Store the weights of all linear layers in `modules`, on the CPU, in their best orders; whether any changed.
+
+    They compute in `dtype`; weights that came with fewer bits are widened one after the other, or stay narrow.
 
     With `pack`, linear layers inside `modules` may be replaced by `HalfLinear` and `PackedLinear`; without it only
     weights move. A weight that an embedding looks up row by row stays as it is.
@@ -107,19 +109,28 @@ def arrange(modules: Iterable[nn.Module], *, pack: bool = False) -> bool:
             if id(linear.weight) in embeddings:
                 continue
             weight, packable = linear.weight, pack and parent is not None
-            halvable = packable and weight.dtype == torch.float32 and weight.numel() >= SMALLEST_HALF
+            halvable = packable and dtype == torch.float32 and weight.numel() >= SMALLEST_HALF
             scale = half_scale(weight) if halvable and halves_win() else None
             if scale is not None and parent is not None:
                 setattr(parent, name, HalfLinear(weight, linear.bias, scale))
                 changed = True
                 continue
-            order = best_order(weight.shape[0], weight.shape[1], weight.dtype, packable)
+            widen(linear, dtype)
+            order = best_order(weight.shape[0], weight.shape[1], dtype, packable)
             if order is Order.COLUMNS:
                 weight.data = by_columns(weight)
             elif order is Order.PACKED and parent is not None:
                 setattr(parent, name, PackedLinear(weight, linear.bias))
             changed |= order is not Order.ROWS
     return changed
+
+
+def widen(module: nn.Module, dtype: torch.dtype, but: Sequence[nn.Parameter] = ()) -> None:
+    """Convert the floating-point parameters of `module` to `dtype`, one after the other, `but` those."""
+    kept = {id(parameter) for parameter in but}
+    for parameter in module.parameters():
+        if id(parameter) not in kept and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def bytes_of(modules: Iterable[nn.Module]) -> int:

@@ -6,6 +6,7 @@ or a position by itself, knows no session and no neighbour.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ import torch
 
 from flowspec.errors import ModelError
 from flowspec.model import heap
-from flowspec.model.arrangement import arrange, bytes_of, detach_from_files
+from flowspec.model.arrangement import arrange, bytes_of, detach_from_files, halves_win, widen
 from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
-from flowspec.model.layout import row_shape
+from flowspec.model.layout import LEAN, row_shape
 from flowspec.model.lean import LeanLayer, LeanRotary, adopt
 from flowspec.model.loading import LanguageHead, Progress, TensorReader, load_stage
 from flowspec.model.rows import Batch
@@ -33,7 +34,15 @@ _FamilyAngles = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
 class LayerBlock:
     """Made by `load`. Not thread-safe: one forward at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, model: Any, head: LanguageHead | None, first: int, end: int) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        model: Any,
+        head: LanguageHead | None,
+        first: int,
+        end: int,
+        dtype: torch.dtype,
+    ) -> None:
         config = checkpoint.config
         self.first_layer = first
         self.end_layer = end
@@ -44,7 +53,7 @@ class LayerBlock:
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(config.vocab_size)
         self.context_limit = checkpoint.context_limit
-        self.dtype: torch.dtype = model.dtype
+        self.dtype = dtype
         self.device = torch.device(model.device)
         self._embedding = model.model.embed_tokens if self.is_first else None
         self._windows = [_window(config, index) for index in range(first, end)]
@@ -83,24 +92,33 @@ class LayerBlock:
                 f"{checkpoint.path} has {checkpoint.layer_count} layers, a stage cannot hold [{first}, {end})"
             )
         checkpoint.fetch(first, end)
-        torch_dtype = getattr(torch, dtype)
+        torch_dtype, on_cpu = getattr(torch, dtype), torch.device(device).type == "cpu"
         with TensorReader(checkpoint, first, end, progress) as reader:
-            stage, norm = load_stage(checkpoint, reader, first, end, torch_dtype)
+            narrow = _narrow(checkpoint, first, end) if on_cpu and torch_dtype == torch.float32 else None
+            stage, norm = load_stage(checkpoint, reader, first, end, narrow or torch_dtype)
             head = None
             if end == checkpoint.layer_count:
                 shared = stage.model.embed_tokens.weight if first == 0 and checkpoint.tied else None
-                head = LanguageHead(reader, norm, checkpoint.tied, shared, torch_dtype)
-        lean = adopt(stage.model.layers, first, end)
+                head = LanguageHead(reader, norm, checkpoint.tied, shared, torch_dtype, narrow)
+        settle = functools.partial(_arrange_layer, dtype=torch_dtype) if on_cpu else lambda _: None
+        lean = adopt(stage.model.layers, first, end, settle)
         parts = [stage, head] if head else [stage]
-        if torch.device(device).type == "cpu":
+        if on_cpu:
             # What transformers' own layers do with their weights is not known, so those stay ordinary ones.
-            arranged = [arrange([part], pack=lean or part is head) for part in parts]
+            arranged = [not lean and arrange([stage], torch_dtype)]
+            if head is not None:
+                arranged.append(arrange([head], head.dtype, pack=True))
+            if narrow is not None:
+                # Rows of the embedding are widened when they are looked up.
+                looked_up = [stage.model.embed_tokens.weight] if lean and first == 0 else []
+                for part in parts:
+                    widen(part, torch_dtype, looked_up)
             if lean or any(arranged):
                 detach_from_files(parts)
             heap.trim()
         for part in parts:
             part.to(device)
-        return cls(checkpoint, stage, head, first, end)
+        return cls(checkpoint, stage, head, first, end, torch_dtype)
 
     @property
     def row_bytes(self) -> int:
@@ -140,7 +158,7 @@ class LayerBlock:
         input (q, hidden).
         """
         inputs = inputs.to(self.device)
-        hidden = self._embedding(inputs) if self._embedding is not None else inputs.to(self.dtype)
+        hidden = (self._embedding(inputs) if self._embedding is not None else inputs).to(self.dtype)
         angles = self._angles(torch.from_numpy(batch.positions).to(self.device), cache.rows)
         masks: dict[int | None, torch.Tensor | None] = {}
         for index, layer in enumerate(self._layers):
@@ -178,6 +196,20 @@ def _window(config: Any, index: int) -> int | None:
     if types is not None and types[index] != "sliding_attention":
         return None
     return int(window) if window else None
+
+
+def _arrange_layer(layer: LeanLayer, dtype: torch.dtype) -> None:
+    if arrange([layer], dtype, pack=True):
+        heap.trim()
+
+
+def _narrow(checkpoint: Checkpoint, first: int, end: int) -> torch.dtype | None:
+    """In what a block that computes in float32 reads its weights, where they are stored in 16 bits and may stay so.
+
+    Only for families whose layers are replaced: what others do with weights of another dtype is not known.
+    """
+    stored = {"BF16": torch.bfloat16, "F16": torch.float16}.get(checkpoint.stored_dtype(first, end) or "")
+    return stored if stored is not None and checkpoint.model_type in LEAN and halves_win() else None
 
 
 class _FamilyLayer:

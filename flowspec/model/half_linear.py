@@ -14,6 +14,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+HALVES: Final = (torch.bfloat16, torch.float16)
+"""What has 16 bits."""
 CHECKED_AT_ONCE: Final = 1 << 18
 """Entries of a weight, so that the check stays within the processor's cache."""
 LARGEST_EXPONENT: Final = 100
@@ -23,16 +25,18 @@ LARGEST_EXPONENT: Final = 100
 class HalfLinear(nn.Module):
     """A linear layer with float16 weights, times a power of two, for float32 inputs and outputs.
 
-    RuntimeError, AttributeError or NotImplementedError where this build or processor has no such product.
+    Made of weights in float32, bfloat16 or float16, which it does not keep. RuntimeError, AttributeError or
+    NotImplementedError where this build or processor has no such product.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float) -> None:
         """`scale` as `half_scale` gives it."""
         super().__init__()
-        self.weight_bytes = 2 * weight.numel() + (0 if bias is None else bias.numel() * bias.element_size())
+        self.weight_bytes = 2 * weight.numel() + (0 if bias is None else 4 * bias.numel())
         self._unscale = 1.0 / scale
+        scaled = weight.detach().to(torch.float32, copy=True).mul_(scale)
         # Neither parameter nor buffer: torch can read, move or store nothing of what is packed.
-        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(weight.detach() * scale, bias)
+        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(scaled, None if bias is None else bias.float())
         self._product: Any = torch.ops.quantized.linear_dynamic_fp16.default
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -43,15 +47,16 @@ class HalfLinear(nn.Module):
 
 def half_scale(weight: torch.Tensor) -> float | None:
     """The power of two that makes `weight` (outputs, inputs) fit into float16 without loss; None if there is none."""
-    if weight.dtype != torch.float32 or not weight.numel():
+    if weight.dtype not in (torch.float32, *HALVES) or not weight.numel():
         return None
-    largest = float(weight.detach().abs().amax())
+    parts = weight.detach().split(max(1, CHECKED_AT_ONCE // weight.shape[1]))
+    largest = float(torch.stack([part.abs().amax() for part in parts]).amax())
     exponent = 15 - math.frexp(largest)[1]
     if not math.isfinite(largest) or abs(exponent) > LARGEST_EXPONENT:
         return None
     scale = 2.0**exponent
-    for part in weight.detach().split(max(1, CHECKED_AT_ONCE // weight.shape[1])):
-        scaled = part * scale
+    for part in parts:
+        scaled = part.float() * scale
         if not torch.equal(scaled.half().float(), scaled):
             return None
     return scale

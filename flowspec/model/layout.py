@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -11,7 +12,11 @@ from flowspec.errors import ModelError
 if TYPE_CHECKING:
     from flowspec.model.weights import Checkpoint
 
+LEAN: Final = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+"""Architectures whose layers are replaced (see `lean`): `model_type` -> how the names of their classes begin."""
 DTYPE_BYTES: Final = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+X86: Final = ("x86_64", "amd64")
+"""What `platform.machine` calls processors for which torch has products with float16 weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,19 +109,36 @@ def _least(
 
 
 def block_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str) -> BlockBytes:
-    """What `LayerBlock.load` of layers [first, end) in `dtype` will hold, from headers or config alone."""
+    """What `LayerBlock.load` of layers [first, end) in `dtype` will hold, from headers or config alone.
+
+    On a machine like this one. Small matrices and norms of a checkpoint that stays in 16 bits are wider than counted.
+    """
     if not 0 <= first < end <= checkpoint.layer_count:
         raise ModelError(f"{checkpoint.path} has {checkpoint.layer_count} layers, a stage cannot hold [{first}, {end})")
-    parameters, size = checkpoint.parameters, DTYPE_BYTES[dtype]
-    head_size = max(size, DTYPE_BYTES["float32"])
+    parameters, size = checkpoint.parameters, weight_bytes(checkpoint, first, end, dtype)
+    head_size = size if dtype == "float32" else max(size, DTYPE_BYTES["float32"])
     weights = sum(parameters.layers[first:end]) * size
     if first == 0:
         weights += parameters.embedding * size
     if end == checkpoint.layer_count:
-        shared = first == 0 and parameters.tied and head_size == size
+        shared = first == 0 and parameters.tied and head_size == DTYPE_BYTES[dtype]
         weights += (parameters.norm + (0 if shared else parameters.head)) * head_size
-    kv_heads, head_dim = row_shape(checkpoint.config)
-    return BlockBytes(weights, (end - first) * 2 * kv_heads * head_dim * size, checkpoint.needed_files(first, end))
+    row = (end - first) * 2 * prod(row_shape(checkpoint.config)) * DTYPE_BYTES[dtype]
+    return BlockBytes(weights, row, checkpoint.needed_files(first, end))
+
+
+def weight_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str) -> int:
+    """Bytes of a weight of layers [first, end), in a stage that computes in `dtype` on a machine like this one.
+
+    What is stored in 16 bits stays so in float32, where the processor multiplies it (see `half_linear`).
+    """
+    narrow = (
+        dtype == "float32"
+        and platform.machine().lower() in X86
+        and checkpoint.model_type in LEAN
+        and checkpoint.stored_dtype(first, end) in ("BF16", "F16")
+    )
+    return 2 if narrow else DTYPE_BYTES[dtype]
 
 
 def row_shape(config: Any) -> tuple[int, int]:

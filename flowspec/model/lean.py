@@ -7,7 +7,7 @@ input lie in one matrix, and exist once. What it does not know it leaves as it i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import torch
@@ -17,9 +17,7 @@ from torch.nn import functional
 from flowspec.model.arrangement import Product, product
 from flowspec.model.attention import tree_attention
 from flowspec.model.cache import TreeCache
-
-FAMILIES: Final = ("Llama", "Mistral", "Qwen2", "Qwen3")
-"""Of transformers; only their very own layer classes, because a subclass may compute anything."""
+from flowspec.model.layout import LEAN
 
 STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary positions whose angles depend on the position alone, not on how long the sequence has become."""
@@ -170,23 +168,32 @@ def rotate(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> tor
     return torch.addcmul(heads * cosine, halves, sine)
 
 
-def adopt(layers: nn.ModuleList, first: int, end: int) -> bool:
-    """Put lean layers in place of `layers[first:end]`, one after the other; False if one of them is not known."""
+def adopt(layers: nn.ModuleList, first: int, end: int, settle: Callable[[LeanLayer], object] = lambda _: None) -> bool:
+    """Put lean layers in place of `layers[first:end]`; False, and nothing done, if one of them is not known.
+
+    Each is given to `settle` before the next one is made: so no more than one is held twice.
+    """
     if not all(_known(layers[index]) for index in range(first, end)):
         return False
     for index in range(first, end):
         layer: Any = layers[index]
         norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
         eps = float(layer.input_layernorm.variance_epsilon)
-        layers[index] = LeanLayer(layer.self_attn, layer.mlp, *norms, index=index, eps=eps).eval()
+        lean = LeanLayer(layer.self_attn, layer.mlp, *norms, index=index, eps=eps).eval()
+        layers[index] = lean
+        del layer
+        settle(lean)
     return True
 
 
 def _known(layer: Any) -> bool:
-    """Whether `layer` and its parts are exactly what one of `FAMILIES` makes, with SiLU."""
+    """Whether `layer` and its parts are exactly what one of `LEAN` makes, with SiLU.
+
+    Only transformers' very own classes: a subclass may compute anything.
+    """
     module, name = type(layer).__module__, type(layer).__qualname__
     family = name.removesuffix("DecoderLayer")
-    if family not in FAMILIES or module != f"transformers.models.{family.lower()}.modeling_{family.lower()}":
+    if family not in LEAN.values() or module != f"transformers.models.{family.lower()}.modeling_{family.lower()}":
         return False
     attention, mlp = layer.self_attn, layer.mlp
     norms = [layer.input_layernorm, layer.post_attention_layernorm]

@@ -23,8 +23,15 @@ class LanguageHead(torch.nn.Module):
     """Final norm and LM head, at least in float32: argmax ties are frequent in half precision."""
 
     def __init__(
-        self, reader: TensorReader, norm: torch.nn.Module, tied: bool, shared: torch.Tensor | None, dtype: torch.dtype
+        self,
+        reader: TensorReader,
+        norm: torch.nn.Module,
+        tied: bool,
+        shared: torch.Tensor | None,
+        dtype: torch.dtype,
+        read_as: torch.dtype | None = None,
     ) -> None:
+        """`read_as`: what the linear layer's weight is to come as, where somebody widens or packs it afterwards."""
         super().__init__()
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         for name, parameter in list(norm.named_parameters()):
@@ -35,7 +42,7 @@ class LanguageHead(torch.nn.Module):
             self.shared: torch.Tensor | None = shared
             return
         self.shared = None
-        weight = reader.parameter(EMBEDDING if tied else "lm_head.weight", None, self.dtype)
+        weight = reader.parameter(EMBEDDING if tied else "lm_head.weight", None, read_as or self.dtype)
         self.linear = torch.nn.Linear(1, 1, bias=reader.has("lm_head.bias"), device="meta")
         self.linear.weight = weight
         if reader.has("lm_head.bias"):

@@ -147,6 +147,18 @@ class Checkpoint:
             return first == 0 or (tail and self.tied)
         return tail and (name.startswith(NORM) or (name.startswith(HEAD) and not self.tied))
 
+    def stored_dtype(self, first: int, end: int) -> str | None:
+        """What all tensors of layers [first, end) are stored in, as files call it ("BF16", ...); None if they differ.
+
+        As the config says where files are missing.
+        """
+        names = self.names(first, end)
+        if not all((self.path / self.files[name]).is_file() for name in names):
+            said = self.raw_config.get("dtype") or self.raw_config.get("torch_dtype")
+            return {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}.get(str(said))
+        found = {self.stored(name).dtype for name in names}
+        return found.pop() if len(found) == 1 else None
+
     def needed_files(self, first: int, end: int) -> tuple[str, ...]:
         """Names of the files that a stage with layers [first, end) opens."""
         return tuple(sorted({self.files[name] for name in self.names(first, end)}))

@@ -308,9 +308,10 @@ class Coordinator(Node):
             case SendSegment(session, epoch, number, ticket, decree, draft):
                 self._outgoing.put_nowait(Segment(session, epoch, number, ticket, decree, draft, roster=()))
             case GrowTree():
-                self._drafts.ask(command)
+                # Behind what is in the outgoing queue now: a step that has begun contends for the interpreter with it.
+                asyncio.get_running_loop().call_soon(self._drafts.ask, command)
             case EmitTokens():
-                # Behind what is in the outgoing queue now; in the order of the commands.
+                # The same; in the order of the commands.
                 asyncio.get_running_loop().call_soon(self._desk.emit, command)
             case FinishSession(session, epoch):
                 self._outgoing.put_nowait(Close(session, epoch))

@@ -45,7 +45,7 @@ def test_lean_layers_give_what_those_of_transformers_give(
     outputs = []
     for lean in (True, False):
         if not lean:
-            monkeypatch.setattr(block_module, "adopt", lambda layers, first, end: False)
+            monkeypatch.setattr(block_module, "adopt", lambda layers, first, end, settle: False)
         blocks = Blocks(path, (0, 2), dtype=dtype)
         block, cache = blocks.blocks[0], blocks.caches[0]
         assert isinstance(block._layers[0], LeanLayer) == lean
