@@ -146,6 +146,8 @@ def rms_norm(
     hidden: torch.Tensor, weight: torch.Tensor, eps: float, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """As Llama's: (..., n) and (n,) -> (..., n); the weight comes after the way back from `dtype`."""
+    if hidden.dtype == dtype:
+        return functional.rms_norm(hidden, weight.shape, weight, eps)
     return unit_rms(hidden, eps, dtype).mul_(weight)
 
 

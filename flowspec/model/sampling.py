@@ -287,7 +287,10 @@ def best(scores: npt.NDArray[np.floating], count: int) -> list[Children]:
     """
     rows = np.arange(len(scores))
     greatest = scores.max(axis=1)
-    normaliser = greatest + np.log(np.exp(scores - greatest[:, None]).sum(axis=1))
+    # How much is left for others need not be known to more digits than a guess has.
+    with np.errstate(over="ignore"):
+        shares = np.exp((scores - greatest[:, None]).astype(np.float32))
+    normaliser = greatest + np.log(shares.sum(axis=1, dtype=np.float64))
     indices: list[list[int]] = []
     values: list[list[float]] = []
     for _ in range(min(count, scores.shape[1])):

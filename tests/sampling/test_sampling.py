@@ -192,6 +192,12 @@ def test_ranking_under_noise_scores_are_log_probabilities_over_what_is_kept() ->
         assert [score for _, score in row] == sorted((score for _, score in row), reverse=True)
 
 
+def test_ranking_at_a_tiny_temperature_leaves_nothing_to_others() -> None:
+    ranked = Sampler(SamplingParameters(temperature=1e-45, seed=5), 64).rank(torch.randn(2, 64), [1, 2], 3)
+    assert [row[0][1] for row in ranked] == [0.0, 0.0]
+    assert all(score < -1e30 for row in ranked for _, score in row[1:])
+
+
 @pytest.mark.parametrize("vocabulary", [300, 9000])
 def test_ranking_knows_the_noise_of_each_position(vocabulary: int) -> None:
     logits = torch.randn(1, vocabulary, generator=torch.Generator().manual_seed(0)) * 4
