@@ -29,7 +29,7 @@ SMALLEST: Final = 100_000
 """Entries of a weight; what is smaller costs the call more than the product."""
 SMALLEST_HALF: Final = 50_000
 """The same for a weight in float16."""
-HALF_SAMPLE: Final = (2048, 1024)
+HALF_SAMPLE: Final = (1024, 1024)
 """Outputs and inputs of the weight that tells whether float16 is faster here; larger than most caches of one core."""
 LARGEST_SAMPLE: Final = 4_000_000
 """Entries that are timed of a weight."""
