@@ -170,12 +170,22 @@ def by_columns(weight: torch.Tensor) -> torch.Tensor:
 
 @functools.cache
 def halves_win() -> bool:
-    """Whether this processor multiplies float32 rows faster with weights in float16."""
+    """Whether this processor multiplies float32 rows faster with weights in float16, and leaves the rows in float32."""
     outputs, inputs = HALF_SAMPLE
-    weight = _sample(outputs, inputs, torch.float32)
+    weight = _sample(outputs, inputs, torch.bfloat16).float()
     candidates: dict[Order, Product] = {Order.ROWS: functools.partial(functional.linear, weight=weight)}
     _add(candidates, Order.HALF, lambda: HalfLinear(weight, None, 1.0), weight)
+    if Order.HALF in candidates and not _keeps_rows(candidates[Order.HALF], weight):
+        return False
     return choose(_measure(candidates, inputs, torch.float32)) is Order.HALF
+
+
+def _keeps_rows(product: Product, weight: torch.Tensor) -> bool:
+    """Whether `product` with `weight` takes a row as it is: another processor's might round it to 16 bits as well."""
+    between = 1.0 + 2.0**-12
+    exact = weight.double().sum(1) * between
+    given = product(torch.full((1, weight.shape[1]), between))[0]
+    return bool((given - exact).abs().max() < 2.0**-16 * exact.abs().max())
 
 
 @functools.cache

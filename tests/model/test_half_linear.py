@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from flowspec.model import arrangement
 from flowspec.model import block as block_module
-from flowspec.model.arrangement import bytes_of
+from flowspec.model.arrangement import Order, bytes_of
 from flowspec.model.half_linear import CHECKED_AT_ONCE, HalfLinear, half_scale
 from flowspec.model.layout import block_bytes
 from flowspec.model.weights import Checkpoint
@@ -132,3 +132,22 @@ def test_other_dtypes_and_layers_that_may_not_be_replaced_are_left_alone(monkeyp
         module[0].weight.data.fill_(0.5)
         arrangement.arrange([module], dtype, pack=pack)
         assert type(module[0]) is torch.nn.Linear
+
+
+def test_a_product_that_rounds_its_rows_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rounding(torch.nn.Module):
+        def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, scale: float) -> None:
+            super().__init__()
+            self._weight = weight * scale
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return functional.linear(inputs.half().float(), self._weight)
+
+    def quicker(candidates: dict[Order, object], *_: object) -> dict[Order, tuple[float, ...]]:
+        return {order: (0.5,) for order in candidates if order is Order.HALF}
+
+    monkeypatch.setattr(arrangement, "_measure", quicker)
+    if multiplies():
+        assert arrangement.halves_win.__wrapped__()
+    monkeypatch.setattr(arrangement, "HalfLinear", Rounding)
+    assert not arrangement.halves_win.__wrapped__()
