@@ -211,7 +211,7 @@ def _weights(topology: Topology, node: Node, target: Target) -> int:
     if node.role == "draft":
         return plan_drafter(topology, target).weights
     first, end = layer_range(topology, node.name, target)
-    return block_bytes(target, first, end, node.dtype).weights
+    return block_bytes(target, first, end, node.dtype, node.device).weights
 
 
 async def check_reach(topology: Topology, here: set[str]) -> list[Finding]:

@@ -94,7 +94,8 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
     checkpoint = Checkpoint(resolve_model(name))
     dtype = topology.stages[0].dtype
     count = checkpoint.layer_count
-    parameters, size, narrow = checkpoint.parameters, DTYPE_BYTES[dtype], weight_bytes(checkpoint, 0, count, dtype)
+    parameters, size = checkpoint.parameters, DTYPE_BYTES[dtype]
+    narrow = weight_bytes(checkpoint, 0, count, dtype, topology.stages[0].device)
     typical = sum(parameters.layers) / count
     rows = min(checkpoint.context_limit, topology.limits.context or checkpoint.context_limit)
     caches = [min(block_bytes(checkpoint, at, at + 1, dtype).row * rows, topology.limits.memory) for at in range(count)]

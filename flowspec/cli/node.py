@@ -100,9 +100,9 @@ def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> lis
     from flowspec.topology.sections import show_layers
 
     first, end = layer_range(topology, name, checkpoint)
-    dtype = topology.node(name).dtype
-    held = block_bytes(checkpoint, first, end, dtype)
-    whole = block_bytes(checkpoint, 0, checkpoint.layer_count, dtype)
+    node = topology.node(name)
+    held = block_bytes(checkpoint, first, end, node.dtype, node.device)
+    whole = block_bytes(checkpoint, 0, checkpoint.layer_count, node.dtype, node.device)
     parts = ["embedding"] * (first == 0) + ["final norm and LM head"] * (end == checkpoint.layer_count)
     return [
         f"  layers   {show_layers((first, end))} of 0-{checkpoint.layer_count - 1}"

@@ -58,7 +58,7 @@ def plan_drafter(topology: Topology, target: Checkpoint) -> DrafterPlan:
         return _plan_head(topology, target, shown)
     model = Checkpoint(resolve_model(name))
     check_vocabulary(model, target)
-    held = block_bytes(model, 0, model.layer_count, dtype)
+    held = block_bytes(model, 0, model.layer_count, dtype, topology.draft_node.device)
     layers = sum(model.parameters.layers) * DTYPE_BYTES[dtype]
     return DrafterPlan(shown, model.layer_count, held.weights, held.weights - layers, 0, held.row)
 

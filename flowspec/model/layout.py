@@ -108,14 +108,14 @@ def _least(
     return best[0]
 
 
-def block_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str) -> BlockBytes:
+def block_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str, device: str = "cpu") -> BlockBytes:
     """What `LayerBlock.load` of layers [first, end) in `dtype` will hold, from headers or config alone.
 
     On a machine like this one. Small matrices and norms of a checkpoint that stays in 16 bits are wider than counted.
     """
     if not 0 <= first < end <= checkpoint.layer_count:
         raise ModelError(f"{checkpoint.path} has {checkpoint.layer_count} layers, a stage cannot hold [{first}, {end})")
-    parameters, size = checkpoint.parameters, weight_bytes(checkpoint, first, end, dtype)
+    parameters, size = checkpoint.parameters, weight_bytes(checkpoint, first, end, dtype, device)
     head_size = size if dtype == "float32" else max(size, DTYPE_BYTES["float32"])
     weights = sum(parameters.layers[first:end]) * size
     if first == 0:
@@ -127,13 +127,14 @@ def block_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str) -> Blo
     return BlockBytes(weights, row, checkpoint.needed_files(first, end))
 
 
-def weight_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str) -> int:
-    """Bytes of a weight of layers [first, end), in a stage that computes in `dtype` on a machine like this one.
+def weight_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str, device: str = "cpu") -> int:
+    """Bytes of a weight of layers [first, end) in a stage that computes in `dtype` on `device`, on a machine like this.
 
     What is stored in 16 bits stays so in float32, where the processor multiplies it (see `half_linear`).
     """
     narrow = (
         dtype == "float32"
+        and device == "cpu"
         and platform.machine().lower() in X86
         and checkpoint.model_type in LEAN
         and checkpoint.stored_dtype(first, end) in ("BF16", "F16")

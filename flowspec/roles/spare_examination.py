@@ -50,7 +50,7 @@ def largest_burden(topology: Topology, spare: str) -> Burden:
         weights = 0
         if not isinstance(target, SyntheticModel):
             first, end = layer_range(topology, stage.name, target)
-            weights = block_bytes(target, first, end, stage.dtype).weights
+            weights = block_bytes(target, first, end, stage.dtype, stage.device).weights
         burdens.append(Burden(target, stage.name, weights))
     return max(burdens, key=lambda burden: burden.weights)
 
