@@ -94,7 +94,7 @@ def product(linear: nn.Module) -> Product:
 def arrange(modules: Iterable[nn.Module], dtype: torch.dtype, *, pack: bool = False) -> bool:
     """Store the weights of all linear layers in `modules`, on the CPU, in their best orders; whether any changed.
 
-    They compute in `dtype`; weights that came with fewer bits are widened one after the other, or stay narrow.
+    They compute in `dtype` at least; weights that came with fewer bits are widened one after the other, or stay narrow.
 
     With `pack`, linear layers inside `modules` may be replaced by `HalfLinear` and `PackedLinear`; without it only
     weights move. A weight that an embedding looks up row by row stays as it is.
@@ -109,14 +109,15 @@ def arrange(modules: Iterable[nn.Module], dtype: torch.dtype, *, pack: bool = Fa
             if id(linear.weight) in embeddings:
                 continue
             weight, packable = linear.weight, pack and parent is not None
-            halvable = packable and dtype == torch.float32 and weight.numel() >= SMALLEST_HALF
+            computed = dtype if weight.element_size() < dtype.itemsize else weight.dtype
+            halvable = packable and computed == torch.float32 and weight.numel() >= SMALLEST_HALF
             scale = half_scale(weight) if halvable and halves_win() else None
             if scale is not None and parent is not None:
                 setattr(parent, name, HalfLinear(weight, linear.bias, scale))
                 changed = True
                 continue
             widen(linear, dtype)
-            order = best_order(weight.shape[0], weight.shape[1], dtype, packable)
+            order = best_order(weight.shape[0], weight.shape[1], computed, packable)
             if order is Order.COLUMNS:
                 weight.data = by_columns(weight)
             elif order is Order.PACKED and parent is not None:
@@ -126,10 +127,11 @@ def arrange(modules: Iterable[nn.Module], dtype: torch.dtype, *, pack: bool = Fa
 
 
 def widen(module: nn.Module, dtype: torch.dtype, but: Sequence[nn.Parameter] = ()) -> None:
-    """Convert the floating-point parameters of `module` to `dtype`, one after the other, `but` those."""
+    """Convert the parameters of `module` that have fewer bits than `dtype` to it, one after the other, `but` those."""
     kept = {id(parameter) for parameter in but}
     for parameter in module.parameters():
-        if id(parameter) not in kept and parameter.is_floating_point():
+        narrower = parameter.is_floating_point() and parameter.element_size() < dtype.itemsize
+        if narrower and id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)
 
 

@@ -151,3 +151,11 @@ def test_a_product_that_rounds_its_rows_is_not_used(monkeypatch: pytest.MonkeyPa
         assert arrangement.halves_win.__wrapped__()
     monkeypatch.setattr(arrangement, "HalfLinear", Rounding)
     assert not arrangement.halves_win.__wrapped__()
+
+
+def test_layers_that_are_wider_than_the_rest_stay_so() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8, dtype=torch.bfloat16))
+    arrangement.arrange([module], torch.bfloat16, pack=True)
+    assert [layer.weight.dtype for layer in module] == [torch.float32, torch.bfloat16]
+    arrangement.arrange([module], torch.float64, pack=True)
+    assert [layer.weight.dtype for layer in module] == [torch.float64, torch.float64]
