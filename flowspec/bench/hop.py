@@ -27,7 +27,7 @@ from flowspec.runtime.compute import ComputeThread
 from flowspec.runtime.loop import run
 from flowspec.transport.sockets import SocketOptions, SocketReceiver, SocketSender, SocketSet
 from flowspec.wire.frames import decode, encode
-from flowspec.wire.messages import DraftTokens, RosterEntry, Segment
+from flowspec.wire.messages import DraftTokens, Message, RosterEntry, Segment
 
 if TYPE_CHECKING:
     import torch
@@ -173,16 +173,23 @@ async def _measure(parent: Connection, repeats: int, first: bool) -> None:
         await compute.close()
 
 
-def _leave(tensor: torch.Tensor) -> tuple[torch.Tensor, float]:
-    """What a compute thread does here: hand on a tensor of its own, and the moment at which it does."""
-    return tensor.clone(), time.perf_counter()
+async def _send(ends: _Ends, compute: ComputeThread, message: Message, tensor: Callable[[], torch.Tensor]) -> float:
+    """Send as a stage does, which is from its compute thread where there is room; returns when the tensor left."""
+
+    def leave() -> tuple[torch.Tensor, float, int | None]:
+        leaving, began = tensor(), time.perf_counter()
+        return leaving, began, ends.sender.send_from_thread(message, [leaving])
+
+    leaving, began, sent = await compute.run(leave)
+    if sent is None:
+        await ends.sender.send(message, [leaving])
+    return began
 
 
 async def _serve(
     ends: _Ends, compute: ComputeThread, hidden: torch.Tensor, hops: list[float], raws: list[float]
 ) -> None:
-    leaving, began = await compute.run(_leave, hidden)
-    await ends.sender.send(_segment(), [leaving])
+    began = await _send(ends, compute, _segment(), hidden.clone)
     envelope = await ends.receiver.receive()
     ended = await compute.run(time.perf_counter)
     assert envelope.tensors[0].shape == hidden.shape
@@ -198,8 +205,7 @@ async def _return_ball(
     ends: _Ends, compute: ComputeThread, hidden: torch.Tensor, hops: list[float], raws: list[float]
 ) -> None:
     envelope = await ends.receiver.receive()
-    leaving, _ = await compute.run(lambda: (envelope.tensors[0], time.perf_counter()))
-    await ends.sender.send(envelope.message, [leaving])
+    await _send(ends, compute, envelope.message, lambda: envelope.tensors[0])
     ends.raw_out.send_multipart(ends.raw_in.recv_multipart())
 
 

@@ -10,14 +10,25 @@ evidence beyond knowing nothing, so a drafter without an opinion changes nothing
 learned by gradient steps on the log-likelihood of what came next, as in context mixing (Mahoney, PAQ), so a drafter
 that is wrong loses its weight within a few tokens. Monotone in every opinion: weights are never negative. Knows no
 drafter, no session and no tree.
+
+The tokens of a whole step are one array: a step asks about a hundred of them, each for a handful of operations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import exp, log
-from operator import mul
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from math import log
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Opinion = Sequence[tuple[int, float]]
+"""What one drafter says comes at one place: (token, log-probability)."""
 
 BASE: Final = 0.05
 """Probability of a token of which nothing is known but that somebody named it (measured: of those that n-grams name
@@ -29,67 +40,100 @@ MOST_WEIGHT: Final = 2.0
 MOST_BIAS: Final = 3.0
 RATE: Final = 0.005
 """Of learning: small against noise, large enough for a drafter that is surely wrong."""
-
-Evidence = dict[int, tuple[float, ...]]
-"""Per token the evidence for it from every drafter."""
+KNOWING_NOTHING: Final = log(BASE / (1.0 - BASE))
 
 
-def logit(probability: float) -> float:
-    """Log-odds, of a probability kept within `LEAST` and `MOST`."""
-    kept = min(max(probability, LEAST), MOST)
-    return log(kept / (1.0 - kept))
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What drafters say beyond knowing nothing about the tokens at some places; one column per token.
+
+    `places` (n,) increase; `tokens` (n,) increase within a place, where each is there once; `found` (drafters, n).
+    """
+
+    places: Integers
+    tokens: Integers
+    found: Floats
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def at(self, place: int) -> Evidence:
+        """The columns of one place."""
+        first, end = np.searchsorted(self.places, (place, place + 1)).tolist()
+        return Evidence(self.places[first:end], self.tokens[first:end], self.found[:, first:end])
 
 
-KNOWING_NOTHING: Final = logit(BASE)
-
-
-def evidence(opinions: Sequence[Mapping[int, float]]) -> Evidence:
-    """What drafters' opinions, as token -> probability, say beyond knowing nothing, for every token in any of them.
+def evidence(opinions: Sequence[Sequence[Opinion]]) -> Evidence:
+    """What `opinions`, per drafter and place, say beyond knowing nothing of every token that any of them names.
 
     To a token that a drafter did not name it gives `BASE` of the probability that it gave to none, and no more than to
-    the least of those that it named.
+    the least of those that it named at the place. Damaged scores are left out, and no opinion is more than certain.
     """
-    unnamed = [
-        min(BASE * max(0.0, 1.0 - sum(opinion.values())), *opinion.values()) if opinion else BASE
-        for opinion in opinions
-    ]
-    rests = [logit(chance) - KNOWING_NOTHING for chance in unnamed]
-    named = [{token: logit(chance) - KNOWING_NOTHING for token, chance in opinion.items()} for opinion in opinions]
-    tokens = dict.fromkeys(token for opinion in opinions for token in opinion)
-    return {
-        token: tuple([known.get(token, rest) for known, rest in zip(named, rests, strict=True)]) for token in tokens
-    }
+    count = len(opinions[0])
+    columns = [_columns(each) for each in opinions]
+    keys, where = np.unique(np.concatenate([key for key, _, _ in columns]), return_inverse=True)
+    found = np.empty((len(opinions), len(keys)))
+    places, first = keys >> 32, 0
+    for row, (key, place, scores) in zip(found, columns, strict=True):
+        chances = np.exp(np.minimum(scores, 0.0))
+        whole = np.bincount(place, chances, count)
+        chances /= np.maximum(whole, 1.0)[place]
+        unnamed = BASE * np.maximum(1.0 - whole, 0.0)
+        np.minimum.at(unnamed, place, chances)
+        row[:] = _beyond_nothing(unnamed)[places]
+        row[where[first : first + len(key)]] = _beyond_nothing(chances)
+        first += len(key)
+    return Evidence(places, keys & 0xFFFFFFFF, found)
+
+
+def _columns(opinions: Sequence[Opinion]) -> tuple[Integers, Integers, Floats]:
+    """Of one drafter's opinions: keys of place and token, places and scores."""
+    lengths = [len(opinion) for opinion in opinions]
+    tokens, scores = zip(*chain.from_iterable(opinions), strict=True) if any(lengths) else ((), ())
+    place = np.repeat(np.arange(len(lengths)), lengths)
+    score = np.array(scores, dtype=np.float64)
+    key = (place << 32) | np.array(tokens, dtype=np.int64)
+    sound = np.isfinite(score)
+    return (key, place, score) if sound.all() else (key[sound], place[sound], score[sound])
+
+
+def _beyond_nothing(chances: Floats) -> Floats:
+    """Log-odds of probabilities, kept within `LEAST` and `MOST`, less those of a token of which nothing is known."""
+    kept = chances.clip(LEAST, MOST)
+    log_odds: Floats = np.log(kept / (1.0 - kept)) - KNOWING_NOTHING
+    return log_odds
 
 
 class OpinionPool:
     """Weights of some drafters, and how they change."""
 
     def __init__(self, weights: Sequence[float], bias: float = 0.0, rate: float = RATE) -> None:
-        self.weights = list(weights)
+        self.weights: Floats = np.array(weights, dtype=np.float64)
         self.bias = bias
         self.rate = rate
 
-    def probability(self, found: tuple[float, ...]) -> float:
-        """That a token comes next, given the evidence for it."""
-        weighed = sum(map(mul, self.weights, found))
-        return 1.0 / (1.0 + exp(-(KNOWING_NOTHING + self.bias + weighed)))
+    def probabilities(self, given: Evidence) -> Floats:
+        """That each token comes next, (n,)."""
+        log_odds = self.weights @ given.found
+        log_odds += KNOWING_NOTHING + self.bias
+        chances: Floats = 1.0 / (1.0 + np.exp(-log_odds))
+        return chances
 
-    def probabilities(self, found: Evidence) -> list[tuple[int, float]]:
-        """(token, probability), most probable first; together at most 1."""
-        given = {token: self.probability(each) for token, each in found.items()}
-        whole = max(1.0, sum(given.values()))
-        return sorted(((token, chance / whole) for token, chance in given.items()), key=lambda pair: -pair[1])
+    def best(self, given: Evidence, count: int, width: int) -> list[list[tuple[int, float]]]:
+        """For each of `count` places at most `width` tokens with their log-probabilities, most probable first.
 
-    def learn(self, found: Evidence, came: int) -> None:
-        """`came` is the token that came next where `found` was the evidence."""
-        steps, shift = [0.0] * len(self.weights), 0.0
-        for token, each in found.items():
-            error = (token == came) - self.probability(each)
-            shift += error
-            for index, one in enumerate(each):
-                steps[index] += error * one
-        self.bias = min(max(self.bias + self.rate * shift, -MOST_BIAS), MOST_BIAS)
-        self.weights = [
-            min(max(weight + self.rate * step, 0.0), MOST_WEIGHT)
-            for weight, step in zip(self.weights, steps, strict=True)
-        ]
+        Those of a place are together at most 1.
+        """
+        places, chances = given.places, self.probabilities(given)
+        chances /= np.maximum(np.bincount(places, chances, count), 1.0)[places]
+        order = np.lexsort((-chances, places))
+        tokens, scores = given.tokens[order], np.log(chances[order])
+        starts = np.searchsorted(places, np.arange(count + 1)).tolist()
+        chosen = [slice(start, min(end, start + width)) for start, end in pairwise(starts)]
+        return [list(zip(tokens[some].tolist(), scores[some].tolist(), strict=True)) for some in chosen]
+
+    def learn(self, given: Evidence, came: int) -> None:
+        """`came` is the token that came next at the place that `given` is about."""
+        errors = (given.tokens == came) - self.probabilities(given)
+        self.bias = min(max(self.bias + self.rate * float(errors.sum()), -MOST_BIAS), MOST_BIAS)
+        self.weights = (self.weights + self.rate * (given.found @ errors)).clip(0.0, MOST_WEIGHT)

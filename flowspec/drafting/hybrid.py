@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import exp, isfinite, log
 from typing import TYPE_CHECKING, Final
 
-from flowspec.drafting.calibration import Evidence, OpinionPool, evidence
+from flowspec.drafting.calibration import Evidence, Opinion, OpinionPool, evidence
 from flowspec.drafting.drafter import Children, Drafter
 from flowspec.schedule.events import GrowTree
 from flowspec.wire.messages import NO_PARENT
@@ -136,23 +135,17 @@ class HybridDrafter:
             mixing = self._sessions[session] = Mixing(request.epoch, self._first_pool())
         mixing.take(request)
         answers = [self._ask(index, request, SURPLUS * width) for index in range(len(self.members))]
-        found = []
-        for serial in request.expand:
-            known = evidence([answer.get(serial, {}) for answer in answers])
-            if known and (serial == mixing.last or serial in mixing.drafts):
-                mixing.opinions[serial] = known
-            best = mixing.pool.probabilities(known)[:width]
-            found.append((serial, tuple((token, log(chance)) for token, chance in best)))
-        return tuple(found)
+        known = evidence([[answer.get(serial, ()) for serial in request.expand] for answer in answers])
+        best = mixing.pool.best(known, len(request.expand), width)
+        for place, serial in enumerate(request.expand):
+            if best[place] and (serial == mixing.last or serial in mixing.drafts):
+                mixing.opinions[serial] = known.at(place)
+        return tuple((serial, tuple(children)) for serial, children in zip(request.expand, best, strict=True))
 
-    def _ask(self, index: int, request: GrowTree, width: int) -> dict[int, dict[int, float]]:
+    def _ask(self, index: int, request: GrowTree, width: int) -> dict[int, Opinion]:
         """One member's opinions by serial; none when it has failed."""
-        answer: dict[int, dict[int, float]] = {}
-
-        def grow(member: Drafter) -> None:
-            answer.update((serial, opinion(children)) for serial, children in member.grow(request, width))
-
-        self._try(request.session, index, grow)
+        answer: dict[int, Opinion] = {}
+        self._try(request.session, index, lambda member: answer.update(member.grow(request, width)))
         return answer
 
     def _first_pool(self) -> OpinionPool:
@@ -176,10 +169,3 @@ class HybridDrafter:
 
 def _give(session: str, epoch: int, first: int, features: Tensor, member: Drafter) -> None:
     member.take_features(session, epoch, first, features)
-
-
-def opinion(children: Sequence[tuple[int, float]]) -> dict[int, float]:
-    """Token -> probability, without damaged scores; together at most 1."""
-    given = {token: exp(min(0.0, score)) for token, score in children if isfinite(score)}
-    whole = max(1.0, sum(given.values()))
-    return {token: chance / whole for token, chance in given.items()}

@@ -19,13 +19,14 @@ import torch
 
 from flowspec.errors import FlowspecError, PipelineError, TransportError
 from flowspec.model.synthetic_block import AnyBlock
+from flowspec.roles.departure import Departure
 from flowspec.roles.examination import answer_examination, facts_of
 from flowspec.roles.figures import stage_figures
 from flowspec.roles.introduction import Introduction, load_stage
 from flowspec.roles.session_table import SessionTable
 from flowspec.roles.stage_session import StageSession, Step
 from flowspec.runtime.compute import ComputeThread
-from flowspec.runtime.emulated_link import hidden_bytes, over_link
+from flowspec.runtime.emulated_link import over_link
 from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.runtime.metrics import Metric
 from flowspec.runtime.node import Node
@@ -49,7 +50,6 @@ from flowspec.wire.messages import (
     OpenAcknowledged,
     Probe,
     ProbeSeen,
-    Returned,
     Segment,
     Shutdown,
     Stopped,
@@ -172,6 +172,7 @@ class StageNode(Node):
             self._verdicts = over_link(
                 channels.verdicts, self.topology, self, self.topology.draft_node.name, "verdicts"
             )
+        self._departure = Departure(self.name, self._forward, self._verdicts, self._return, self._sessions.outboxes)
         self._queue: asyncio.Queue[Envelope] = asyncio.Queue(self.topology.limits.queue)
         if self.node.metrics_port is not None:
             await self.serve_metrics(
@@ -339,63 +340,49 @@ class StageNode(Node):
             await self._return.send(Credit(self.name, segment.ticket))
         await self._sessions.free_absent(segment.roster)
         session = self._sessions.find(segment.session, segment.epoch)
-        step = Step(DraftTokens(), None, 0)
+        step, left, carried = Step(DraftTokens(), None, 0), 0, None
         if session is not None and segment.number == session.next_number:
             session.next_number += 1
-            step = await self._step(session, segment, hidden)
+            step, left, carried = await self._step(session, segment, hidden)
         elif session is not None:
             reason = f"segment {session.next_number} never arrived: the next one was {segment.number}"
             await self._give_up(session, reason)
         trace = session.trace if session is not None else None
-        left = trace.clock() if trace is not None else 0
-        if self._forward is None:
-            if trace is not None and step.moved and step.verdict is not None:
-                trace.verdict(segment.ticket, step.verdict)
-            carried = await self._conclude(segment, step)
-        else:
-            tensors = () if step.hidden is None else (step.hidden,)
-            size = hidden_bytes(self._forward, tensors)
-            carried = await self._forward.send(
-                replace(segment, draft=step.draft, carried_bytes=segment.carried_bytes + size), tensors
-            )
+        if carried is None:
+            left = trace.clock() if trace is not None else 0
+            carried = await self._departure.send(segment, step)
         if trace is not None:
-            kept = step.computed if self._forward is None else len(step.draft)
+            if step.moved and step.verdict is not None:
+                trace.verdict(segment.ticket, step.verdict, at=left)
+            kept = step.computed if self.is_tail else len(step.draft)
             trace.left(segment, step.computed, kept, abandoned=step.abandoned, at=left, size=carried)
 
-    async def _step(self, session: StageSession, segment: Segment, hidden: torch.Tensor | None) -> Step:
+    async def _step(
+        self, session: StageSession, segment: Segment, hidden: torch.Tensor | None
+    ) -> tuple[Step, int, int | None]:
+        """What `_compute_and_send` gives."""
         assert self._compute is not None
         self._segments += 1
         try:
-            step = session.step if session.trace is None else session.traced_step
-            return await self._compute.run(step, segment, hidden)
+            return await self._compute.run(self._compute_and_send, session, segment, hidden)
         except FlowspecError as error:
             await self._give_up(session, str(error))
-            return Step(DraftTokens(), None, 0)
+            return Step(DraftTokens(), None, 0), 0, None
+
+    def _compute_and_send(
+        self, session: StageSession, segment: Segment, hidden: torch.Tensor | None
+    ) -> tuple[Step, int, int | None]:
+        """On the compute thread: the step, and if it was sent at once, when, on a trace's clock, and how many bytes."""
+        trace = session.trace
+        step = session.step(segment, hidden) if trace is None else session.traced_step(segment, hidden)
+        left = 0 if trace is None else trace.clock()
+        if self.is_tail and session.taps:
+            return step, left, None
+        return step, left, self._departure.at_once(segment, step)
 
     async def _give_up(self, session: StageSession, reason: str) -> None:
         await self._return.send(Trouble(self.name, session.session, session.epoch, reason))
         await self._sessions.free(session.session)
-
-    async def _conclude(self, segment: Segment, step: Step) -> int:
-        """The tail is done with a segment: publish what moved, then give the ticket back. Returns that one's bytes."""
-        frontier, token = step.verdict or (None, None)
-        if step.moved and self._verdicts is not None and frontier is not None and token is not None:
-            await self._verdicts.send(Verdict(segment.session, segment.epoch, frontier, token))
-        # What the verdict accepts reaches the drafter no later than the news of it.
-        await self._sessions.outboxes.send_due(self._return)
-        return await self._return.send(
-            Returned(
-                self.name,
-                segment.ticket,
-                segment.session,
-                segment.epoch,
-                segment.number,
-                frontier,
-                token,
-                step.computed,
-                segment.carried_bytes,
-            )
-        )
 
     async def _send_traces(self) -> None:
         """Task: send what was noted of traced sessions that are over."""

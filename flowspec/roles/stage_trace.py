@@ -44,9 +44,9 @@ class StageTrace:
         """By the verdict on `frontier`, `rows` rows were dropped and `accepted` joined the prefix."""
         self._recorder.add(PRUNED, self.clock(), frontier, rows, accepted)
 
-    def verdict(self, ticket: int, verdict: tuple[int, int]) -> None:
-        """This is the tail, and is about to publish what it sampled."""
-        self._recorder.add(VERDICT, self.clock(), ticket, *verdict)
+    def verdict(self, ticket: int, verdict: tuple[int, int], *, at: int) -> None:
+        """This is the tail, and what it sampled was published."""
+        self._recorder.add(VERDICT, at, ticket, *verdict)
 
     def left(self, segment: Segment, computed: int, kept: int, *, abandoned: bool, at: int, size: int) -> None:
         """The segment is on its way on: `computed` of its tokens were computed here, `kept` travel on."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from flowspec.errors import TransportError, WireError
 from flowspec.wire.frames import Envelope
@@ -54,6 +54,15 @@ class Sender(Protocol):
     async def send(self, message: Message, tensors: Sequence[Tensor] = ()) -> int: ...
 
     def statistics(self) -> ChannelStatistics: ...
+
+
+@runtime_checkable
+class ThreadSender(Sender, Protocol):
+    """A `Sender` that another thread than the event loop's may use as well, which saves waking the loop up first."""
+
+    def send_from_thread(self, message: Message, tensors: Sequence[Tensor] = ()) -> int | None:
+        """`send` at once; None, and nothing is sent, where that would have to wait or cannot be done."""
+        ...
 
 
 class Receiver(Protocol):

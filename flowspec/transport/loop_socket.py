@@ -8,11 +8,15 @@ ZeroMQ tells through a file descriptor that *something* happened to a socket, no
 
 A message leaves the socket in the step of the task that asked for it, so a receive that is cancelled loses none. Knows
 no message, no limit and no counter. Needs a loop with `add_reader`.
+
+ZeroMQ lets any thread use a socket as long as no two do at once. So a lock is held whenever the socket is touched, and
+another thread may send as long as nobody in the loop waits for room: then there is no notice that it could take away.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +50,8 @@ class LoopSocket:
     def __init__(self, plain: zmq.Socket[bytes], channel: str) -> None:
         self.plain = plain
         self.channel = channel
+        self.lock = threading.Lock()
+        """Held by whoever touches `plain` once there are messages."""
         self._loop = asyncio.get_running_loop()
         self._fd = -1
         """Watched from the first wait on."""
@@ -103,13 +109,28 @@ class LoopSocket:
                 self._look()
         return True
 
+    def send_from_thread(self, frames: Sequence[Frame], *, copy: bool) -> bool:
+        """As `try_send`, from another thread than the loop's, of a socket from which nobody receives.
+
+        False, too, where the socket was closed or failed: whoever sends from the loop then hears of it.
+        """
+        with self.lock:
+            if self._unsent or self.plain.closed:
+                return False
+            try:
+                self._put_alone(frames, copy)
+            except zmq.ZMQError:
+                return False
+        return True
+
     def close(self, linger: int) -> None:
         """Let what was sent leave for at most `linger` milliseconds; whoever waits gets `ChannelClosed`."""
         if self.plain.closed:
             return
         if self._fd >= 0:
             self._loop.remove_reader(self._fd)
-        self.plain.close(linger=linger)
+        with self.lock:
+            self.plain.close(linger=linger)
         self._wake_receivers()
         while self._unsent:
             unsent = self._unsent.popleft()
@@ -120,6 +141,10 @@ class LoopSocket:
 
     def _put(self, frames: Sequence[Frame], copy: bool) -> None:
         """Send all frames or, with `zmq.Again`, none: ZeroMQ takes back what it has of a message that it refuses."""
+        with self.lock:
+            self._put_alone(frames, copy)
+
+    def _put_alone(self, frames: Sequence[Frame], copy: bool) -> None:
         send = self.plain.send
         last = len(frames) - 1
         for frame in frames[:last]:
@@ -128,16 +153,18 @@ class LoopSocket:
 
     def _take(self) -> list[zmq.Frame]:
         receive = self.plain.recv
-        frames = [receive(AT_ONCE, False)]
-        while frames[-1].more:
-            frames.append(receive(AT_ONCE, False))
+        with self.lock:
+            frames = [receive(AT_ONCE, False)]
+            while frames[-1].more:
+                frames.append(receive(AT_ONCE, False))
         if self._unsent or self._receivers:
             self._loop.call_soon(self._look)
         return frames
 
     def _events(self) -> int:
         """What the socket is ready for; to ask is also what makes its descriptor quiet again."""
-        return int(self.plain.getsockopt(EVENTS))
+        with self.lock:
+            return int(self.plain.getsockopt(EVENTS))
 
     # ---- waiting -----------------------------------------------------------------------------------------------------
 

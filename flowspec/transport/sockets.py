@@ -220,17 +220,33 @@ class SocketSender:
         self._tally = Tally(socket.channel, depth, logger)
 
     async def send(self, message: Message, tensors: Sequence[Tensor] = ()) -> int:
-        frames = encode(message, tensors, self._limits)
-        size = sum(map(_nbytes, frames))
-        copy = size < ZERO_COPY_BYTES
+        frames, size, copy = self._frames(message, tensors)
         if not self._socket.try_send(frames, copy=copy):
             self._tally.waiting += 1
             try:
                 await self._socket.send(frames, copy=copy)
             finally:
                 self._tally.waiting -= 1
-        self._tally.carried(size)
+        self._carried(size)
         return size
+
+    def send_from_thread(self, message: Message, tensors: Sequence[Tensor] = ()) -> int | None:
+        """As in `ThreadSender`. Not for DEALER, from which somebody receives."""
+        frames, size, copy = self._frames(message, tensors)
+        if not self._socket.send_from_thread(frames, copy=copy):
+            return None
+        self._carried(size)
+        return size
+
+    def _carried(self, size: int) -> None:
+        with self._socket.lock:
+            self._tally.carried(size)
+
+    def _frames(self, message: Message, tensors: Sequence[Tensor]) -> tuple[list[bytes | memoryview], int, bool]:
+        """What is to be sent, its bytes, and whether it is to be copied."""
+        frames = encode(message, tensors, self._limits)
+        size = sum(map(_nbytes, frames))
+        return frames, size, size < ZERO_COPY_BYTES
 
     def statistics(self) -> ChannelStatistics:
         return self._tally.statistics()
@@ -254,7 +270,8 @@ class AimedSender(SocketSender):
     def aim(self, address: str) -> None:
         """Send to `address` from now on; what waits for the former one is dropped."""
         if address != self._address and not self._socket.closed:
-            self._move(self._address, address)
+            with self._socket.lock:
+                self._move(self._address, address)
             self._address = address
 
 

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowspec.drafting.calibration import BASE, OpinionPool, evidence, logit
+from flowspec.drafting.calibration import BASE, KNOWING_NOTHING, Evidence, OpinionPool, evidence
 from flowspec.drafting.causal_lm import CausalLmDrafter
 from flowspec.drafting.drafter import Children
 from flowspec.drafting.hybrid import HybridDrafter
@@ -80,34 +81,79 @@ def shares(children: Children) -> dict[int, float]:
 # ---- the pool --------------------------------------------------------------------------------------------------------
 
 
+def log_odds(chance: float) -> float:
+    return math.log(chance / (1.0 - chance))
+
+
+def at_one_place(*opinions: Mapping[int, float]) -> Evidence:
+    """What drafters say of one place, given as token -> probability."""
+    scored = [
+        [(token, math.log(chance) if chance else -math.inf) for token, chance in each.items()] for each in opinions
+    ]
+    return evidence([[each] for each in scored])
+
+
+def by_token(found: Evidence) -> dict[int, list[float]]:
+    return dict(zip(found.tokens.tolist(), found.found.T.tolist(), strict=True))
+
+
+def chances_of(pool: OpinionPool, found: Evidence) -> dict[int, float]:
+    return dict(zip(found.tokens.tolist(), pool.probabilities(found).tolist(), strict=True))
+
+
+def best_of(pool: OpinionPool, found: Evidence) -> list[tuple[int, float]]:
+    (ranked,) = pool.best(found, 1, 99)
+    return [(token, math.exp(score)) for token, score in ranked]
+
+
 def test_one_opinion_with_weight_one_is_believed_as_it_is() -> None:
-    found = evidence([{1: 0.6, 2: 0.3}])
-    assert OpinionPool([1.0]).probabilities(found) == [(1, pytest.approx(0.6)), (2, pytest.approx(0.3))]
+    found = at_one_place({1: 0.6, 2: 0.3})
+    assert best_of(OpinionPool([1.0]), found) == [(1, pytest.approx(0.6)), (2, pytest.approx(0.3))]
 
 
 def test_a_drafter_without_an_opinion_changes_nothing() -> None:
-    alone, beside = evidence([{1: 0.6, 2: 0.3}]), evidence([{1: 0.6, 2: 0.3}, {}])
-    pool = OpinionPool([1.0, 0.7])
-    assert [pool.probability(beside[token]) for token in (1, 2)] == pytest.approx(
-        [OpinionPool([1.0]).probability(alone[token]) for token in (1, 2)]
-    )
+    alone, beside = at_one_place({1: 0.6, 2: 0.3}), at_one_place({1: 0.6, 2: 0.3}, {})
+    assert chances_of(OpinionPool([1.0, 0.7]), beside) == pytest.approx(chances_of(OpinionPool([1.0]), alone))
 
 
 def test_what_a_sure_drafter_does_not_name_is_less_likely_than_what_nobody_knows_of() -> None:
-    found = evidence([{1: 0.4}, {2: 0.9}])
+    found = by_token(at_one_place({1: 0.4}, {2: 0.9}))
     assert found[1][1] < 0
-    assert found[2][0] == pytest.approx(logit(BASE * 0.6) - logit(BASE))
+    assert found[2][0] == pytest.approx(log_odds(BASE * 0.6) - log_odds(BASE))
 
 
 def test_agreement_makes_surer_than_either() -> None:
-    pool = OpinionPool([1.0, 1.0])
-    assert pool.probability(evidence([{1: 0.6}, {1: 0.6}])[1]) > 0.6
+    assert chances_of(OpinionPool([1.0, 1.0]), at_one_place({1: 0.6}, {1: 0.6}))[1] > 0.6
+
+
+def test_places_are_apart_and_each_is_at_hand() -> None:
+    """Two drafters on three places, the second of which nobody knows anything of."""
+    one = [[(4, math.log(0.5)), (2, math.log(0.25))], [], [(4, math.log(0.1))]]
+    other = [[(2, math.log(0.75))], [], [(9, math.log(0.2)), (9, math.nan)]]
+    found, pool = evidence([one, other]), OpinionPool([1.0, 0.5], 0.1)
+    assert found.places.tolist() == [0, 0, 2, 2]
+    alone = [at_one_place({4: 0.5, 2: 0.25}, {2: 0.75}), at_one_place({}, {}), at_one_place({4: 0.1}, {9: 0.2})]
+    for place, same in enumerate(alone):
+        assert found.at(place).tokens.tolist() == same.tokens.tolist()
+        assert found.at(place).found == pytest.approx(same.found)
+    whole = pool.best(found, 3, 99)
+    assert [len(each) for each in whole] == [2, 0, 2]
+    assert pool.best(found, 3, 1) == [each[:1] for each in whole]
+    assert dict(whole[2]) == pytest.approx(
+        {token: math.log(chance) for token, chance in chances_of(pool, found.at(2)).items()}
+    )
+
+
+def test_what_nobody_says_anything_of_has_no_evidence() -> None:
+    found = evidence([[[], []], [[], []]])
+    assert len(found) == 0
+    assert OpinionPool([1.0, 1.0]).best(found, 2, 4) == [[], []]
 
 
 @given(st.dictionaries(st.integers(0, 9), chances, max_size=6), st.dictionaries(st.integers(0, 9), chances, max_size=6))
 def test_children_are_ordered_and_never_more_than_certain(one: dict[int, float], other: dict[int, float]) -> None:
-    found = OpinionPool([1.0, 0.75], 0.45).probabilities(evidence([one, other]))
-    assert {token for token, _ in found} == {*one, *other}
+    found = best_of(OpinionPool([1.0, 0.75], 0.45), at_one_place(one, other))
+    assert {token for token, _ in found} == {token for each in (one, other) for token, chance in each.items() if chance}
     given = [chance for _, chance in found]
     assert given == sorted(given, reverse=True)
     assert all(0.0 < chance <= 1.0 for chance in given)
@@ -116,17 +162,20 @@ def test_children_are_ordered_and_never_more_than_certain(one: dict[int, float],
 
 @given(chances, chances, chances)
 def test_a_likelier_opinion_never_makes_less_likely(low: float, high: float, other: float) -> None:
-    low, high = sorted((low, high))
-    pool = OpinionPool([1.1, 0.5], 0.3)
-    assert pool.probability((logit(low), logit(other))) <= pool.probability((logit(high), logit(other)))
+    beyond = [[log_odds(min(max(each, 1e-4), 0.999)) - KNOWING_NOTHING for each in sorted((low, high))]]
+    beyond.append([log_odds(min(max(other, 1e-4), 0.999)) - KNOWING_NOTHING] * 2)
+    less, more = OpinionPool([1.1, 0.5], 0.3).probabilities(
+        Evidence(np.zeros(2, np.int64), np.arange(2), np.array(beyond))
+    )
+    assert less <= more
 
 
 def test_a_drafter_that_is_surely_wrong_loses_its_weight_within_tens_of_tokens() -> None:
-    pool = OpinionPool([1.0, 1.0])
+    pool, found = OpinionPool([1.0, 1.0]), at_one_place({1: 0.9, 3: 0.05}, {2: 0.6, 4: 0.2})
     for _ in range(40):
-        pool.learn(evidence([{1: 0.9, 3: 0.05}, {2: 0.6, 4: 0.2}]), 2)
-    found = dict(pool.probabilities(evidence([{1: 0.9, 3: 0.05}, {2: 0.6, 4: 0.2}])))
-    assert found[2] > 2 * found[1]
+        pool.learn(found, 2)
+    ranked = dict(best_of(pool, found))
+    assert ranked[2] > 2 * ranked[1]
     assert pool.weights[0] < 0.5 < pool.weights[1]
 
 

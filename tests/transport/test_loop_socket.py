@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 import zmq
 
+from flowspec.runtime.compute import ComputeThread
 from flowspec.transport.base import ChannelClosed
 from flowspec.transport.loop_socket import LoopSocket
 from flowspec.transport.sockets import SocketOptions, SocketSet
@@ -165,3 +166,52 @@ async def test_a_full_socket_refuses_at_once_and_behind_others_who_wait(sockets:
     assert not here.try_send([b"behind it"], copy=True)
     waiting.cancel()
     await asyncio.wait([waiting])
+
+
+async def test_a_thread_and_the_loop_send_through_one_socket_and_nothing_is_lost(sockets: SocketSet) -> None:
+    """What the thread finds no room for it leaves to the loop; each of the two keeps its own order."""
+    here, there = await connected(sockets, (zmq.PUSH, zmq.PULL), 2)
+    count = MESSAGES // 3
+    refused: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def send_from_thread() -> None:
+        for number in range(count):
+            if not here.send_from_thread([b"thread", b"%d" % number], copy=True):
+                loop.call_soon_threadsafe(refused.put_nowait, number)
+
+    async def send_from_loop() -> None:
+        for number in range(count):
+            await here.send([b"loop", b"%d" % number], copy=True)
+
+    async def send_refused() -> None:
+        while True:
+            await here.send([b"again", b"%d" % await refused.get()], copy=True)
+
+    again = asyncio.create_task(send_refused())
+    compute = ComputeThread("compute")
+    sending = asyncio.gather(compute.run(send_from_thread), send_from_loop())
+    arrived: dict[bytes, list[int]] = {b"thread": [], b"loop": [], b"again": []}
+    for _ in range(2 * count):
+        who, number = await soon(there.receive())
+        arrived[who.bytes].append(int(number.bytes))
+    await soon(sending)
+    assert await compute.close()
+    again.cancel()
+    assert arrived[b"loop"] == list(range(count))
+    assert arrived[b"thread"] == sorted(arrived[b"thread"])
+    assert sorted(arrived[b"thread"] + arrived[b"again"]) == list(range(count))
+
+
+async def test_a_thread_is_refused_where_others_wait_or_the_socket_is_closed(sockets: SocketSet) -> None:
+    here = sockets.create(zmq.PUSH, "here", 1)
+    sockets.connect(here, "tcp://127.0.0.1:9")
+    assert here.send_from_thread([b"fits"], copy=True)
+    assert not here.send_from_thread([b"does not"], copy=True)
+    waiting = asyncio.create_task(here.send([b"waits"], copy=True))
+    await asyncio.sleep(0)
+    assert not here.send_from_thread([b"behind it"], copy=True)
+    here.close(0)
+    assert not here.send_from_thread([b"too late"], copy=True)
+    with pytest.raises(ChannelClosed):
+        await soon(waiting)
