@@ -20,7 +20,7 @@ import torch
 from flowspec.bench.speed import heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import local_topology
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Wanted, always
 from flowspec.errors import PipelineError
 from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.stage import StageNode
@@ -64,7 +64,7 @@ class KnowingDrafter:
     def take_features(self, session: str, epoch: int, first: int, features: torch.Tensor) -> None:
         """It has no taps."""
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         """One sure child for each token: the right one, or one that is not."""
         draft = request.draft
         for serial, parent, token in zip(draft.serials, draft.parents, draft.tokens, strict=True):

@@ -6,18 +6,20 @@ its first guess is what the target would draw if both agreed on the distribution
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Unwanted, Wanted, always
 from flowspec.errors import InvariantViolation, LimitExceeded
 from flowspec.model.block import LayerBlock
 from flowspec.model.cache import TreeCache
+from flowspec.model.rows import NO_DRAFT
 from flowspec.model.sampling import Sampler, TokenHistory
 from flowspec.model.weights import Checkpoint
 from flowspec.schedule.events import GrowTree
-from flowspec.wire.messages import DraftTokens
+from flowspec.wire.messages import NO_PARENT, DraftTokens
 from flowspec.wire.parameters import SamplingParameters
 
 PREFILL_TOKENS = 256
@@ -32,6 +34,8 @@ class Drafting:
     cache: TreeCache
     sampler: Sampler
     history: TokenHistory | None
+    unread: DraftTokens = NO_DRAFT
+    """What steps that were broken off were given and have not run."""
 
     def remember(self, tokens: tuple[int, ...]) -> None:
         if self.history is not None:
@@ -70,20 +74,30 @@ class CausalLmDrafter:
         """It reads none."""
 
     @torch.inference_mode()
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         if request.session not in self._opened:
             return ()
         drafting = self._drafting(request)
-        if request.frontier is not None and request.token is not None:
-            drafting.cache.note(request.frontier, request.token)
-            pruned = drafting.cache.prune()
-            if pruned is not None:
-                drafting.remember(pruned.accepted_tokens)
         serials: list[int] = []
         hidden: list[torch.Tensor] = []
-        for part in parts(request.draft):
-            if not self._read(drafting, part, request, serials, hidden):
-                break
+        with suppress(LimitExceeded):  # where the cache is full, what was read up to there is expanded
+            unread = self._catch_up(drafting, request.frontier)
+            if request.frontier is not None and request.token is not None:
+                drafting.cache.note(request.frontier, request.token)
+                pruned = drafting.cache.prune()
+                if pruned is not None:
+                    drafting.remember(pruned.accepted_tokens)
+            for part in parts(unread.followed_by(request.draft)):
+                if len(drafting.unread):
+                    drafting.unread = drafting.unread.followed_by(part)
+                    continue
+                read, output = self._read(drafting, part, request.decree, wanted)
+                chosen = [index for index, serial in enumerate(read.serials) if serial in request.expand]
+                if chosen and output is not None:
+                    serials += [read.serials[index] for index in chosen]
+                    hidden.append(output if len(chosen) == len(read) else output[chosen])
+        if not wanted():
+            raise Unwanted
         return self._rank(drafting, serials, hidden, width) if serials else ()
 
     def _drafting(self, request: GrowTree) -> Drafting:
@@ -98,35 +112,48 @@ class CausalLmDrafter:
             self._sessions[request.session] = drafting
         return drafting
 
-    def _read(
-        self, drafting: Drafting, draft: DraftTokens, request: GrowTree, serials: list[int], hidden: list[torch.Tensor]
-    ) -> bool:
-        """Run new tokens; add those to be expanded to `serials`, their states to `hidden`. False: the cache is full.
+    def _catch_up(self, drafting: Drafting, frontier: int | None) -> DraftTokens:
+        """What was put aside. Of that, the way to the newest verdict's frontier is read now: nothing is pruned without.
 
-        Tokens whose parent the cache does not have are dead here, and skipped.
+        Whatever else of it is dead is never read.
+        """
+        unread, drafting.unread = drafting.unread, NO_DRAFT
+        place = {serial: index for index, serial in enumerate(unread.serials)}
+        way: list[int] = []
+        while frontier in place:
+            way.append(place[frontier])
+            frontier = unread.parents[way[-1]]
+        for part in parts(unread.select(way[::-1])):
+            self._read(drafting, part, NO_PARENT, always)
+        return unread
+
+    def _read(
+        self, drafting: Drafting, draft: DraftTokens, decree: int, wanted: Wanted
+    ) -> tuple[DraftTokens, torch.Tensor | None]:
+        """Run what is new of `draft` and not known to be dead; returns that, and its states, None where there are none.
+
+        Tokens whose parent the cache does not have are dead here. Guesses that are not `wanted` any more are put aside
+        between two layers: most of them will be dead when the next step comes. Raises `LimitExceeded`.
         """
         cache = drafting.cache
         admitted = cache.admit(draft)
         if not admitted:
-            return True
+            return NO_DRAFT, None
         if len(admitted) < len(draft):
             draft = draft.select(admitted)
+        batch = cache.begin(draft)
+        guesses = draft.serials[0] > decree
         try:
-            batch = cache.begin(draft)
-        except LimitExceeded:
-            return False
-        try:
-            output = self._block.forward(self._inputs(draft), cache, batch)
+            output = self._block.forward(self._inputs(draft), cache, batch, wanted if guesses else always)
         except BaseException:
             cache.abort()
             raise
-        assert output is not None
-        drafting.remember(cache.commit(request.decree))
-        wanted = [index for index, serial in enumerate(draft.serials) if serial in request.expand]
-        if wanted:
-            serials += [draft.serials[index] for index in wanted]
-            hidden.append(output if len(wanted) == len(draft) else output[wanted])
-        return True
+        if output is None:
+            cache.abort()
+            drafting.unread = drafting.unread.followed_by(draft)
+        else:
+            drafting.remember(cache.commit(decree))
+        return draft, output
 
     def _inputs(self, draft: DraftTokens) -> torch.Tensor:
         """Token ids (q,); ids in the target's padding, which mean nothing, become one that the draft model has."""
@@ -150,8 +177,8 @@ class CausalLmDrafter:
 
 
 def parts(draft: DraftTokens) -> list[DraftTokens]:
-    """`draft` in pieces of at most `PREFILL_TOKENS`."""
+    """`draft` in pieces of at most `PREFILL_TOKENS`, none of them empty."""
     if len(draft) <= PREFILL_TOKENS:
-        return [draft]
+        return [draft] if len(draft) else []
     starts = range(0, len(draft), PREFILL_TOKENS)
     return [draft.select(list(range(start, min(start + PREFILL_TOKENS, len(draft))))) for start in starts]

@@ -6,6 +6,7 @@ what to expand, and what of its guesses is ever sent, is the policy's to say.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
 
 Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
 """Per expanded serial its children as (token, log-probability), best first."""
+
+
+Wanted = Callable[[], bool]
+"""Asked in the course of a step: is any of its answer still of use? False once, false for good."""
+
+
+def always() -> bool:
+    return True
+
+
+class Unwanted(Exception):
+    """A step was broken off because nobody wants its answer any more."""
 
 
 class Drafter(Protocol):
@@ -47,10 +60,11 @@ class Drafter(Protocol):
         top of them), and not at all; those of an unknown session or an older epoch are forgotten.
         """
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         """At most `width` children for each token of `request.expand`. A closed session gives none.
 
-        A token may be expanded again, when features have come since: the answer is then what is best known now.
+        A token may be expanded again, when features have come since: the answer is then what is best known now. A step
+        that is not `wanted` any more may raise `Unwanted`; the tokens and the verdict of its request count as heard.
         """
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Unwanted, Wanted, always
 from flowspec.drafting.head import DraftHead
 from flowspec.drafting.head_rows import HeadRows
 from flowspec.model.sampling import Sampler, TokenHistory
@@ -68,7 +68,7 @@ class HeadDrafter:
             drafting.rows.learn(first, features)
 
     @torch.inference_mode()
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         drafting = self._session(request.session, request.epoch)
         if drafting is None:
             return ()
@@ -77,6 +77,8 @@ class HeadDrafter:
             rows.follow(request.frontier, request.token)
         rows.give(request.draft, request.decree)
         rows.advance(request.expand)
+        if not wanted():
+            raise Unwanted
         return self._rank(drafting, request.expand, width)
 
     def _session(self, session: str, epoch: int) -> HeadSession | None:

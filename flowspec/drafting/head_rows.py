@@ -82,7 +82,7 @@ class HeadRows:
                 if serial == 0 and self.history is not None:
                     self.history.add((token,))
         room = self.cache.row_limit - len(self._waiting)
-        self._waiting = joined(self._waiting, rooted(draft.select(new[: max(0, room)])))
+        self._waiting = self._waiting.followed_by(rooted(draft.select(new[: max(0, room)])))
 
     def learn(self, first: int, features: torch.Tensor) -> None:
         """Take the target's features (k, features) of the accepted tokens at sequence positions from `first` on.
@@ -169,7 +169,7 @@ class HeadRows:
         parents = tuple(serial - 1 if serial > 1 else NO_PARENT for serial in serials)
         chain = DraftTokens(serials, parents, tuple(self._prompt[first : last + 1]))
         whole = max(first - 1, last) >= self._decree
-        return (joined(chain, self._waiting), True) if whole else (chain, False)
+        return (chain.followed_by(self._waiting), True) if whole else (chain, False)
 
     def _outdated(self, expand: tuple[int, ...], new: DraftTokens) -> dict[int, int]:
         """Rows to compute again, with the level of each: in the prefix and on the paths that matter those that could be
@@ -250,12 +250,6 @@ def rooted(draft: DraftTokens) -> DraftTokens:
     if 0 not in draft.parents:
         return draft
     return DraftTokens(draft.serials, tuple(parent or NO_PARENT for parent in draft.parents), draft.tokens)
-
-
-def joined(first: DraftTokens, second: DraftTokens) -> DraftTokens:
-    if not len(first) or not len(second):
-        return first if len(first) else second
-    return DraftTokens(first.serials + second.serials, first.parents + second.parents, first.tokens + second.tokens)
 
 
 def pieces(rows: IntArray, draft: DraftTokens) -> Iterator[tuple[IntArray, DraftTokens]]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from flowspec.drafting.calibration import Evidence, Opinion, OpinionPool, evidence
-from flowspec.drafting.drafter import Children, Drafter
+from flowspec.drafting.drafter import Children, Drafter, Unwanted, Wanted, always
 from flowspec.schedule.events import GrowTree
 from flowspec.wire.messages import NO_PARENT
 from flowspec.wire.parameters import SamplingParameters
@@ -125,7 +126,7 @@ class HybridDrafter:
         own: Tensor = apart[:, [self.taps.index(tap) for tap in taps]].flatten(1)
         return own
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         """The best `width` of all members' children. Raises what the last member that was left raised."""
         session = request.session
         if session not in self._sessions:
@@ -134,7 +135,9 @@ class HybridDrafter:
         if mixing is None or mixing.epoch != request.epoch:
             mixing = self._sessions[session] = Mixing(request.epoch, self._first_pool())
         mixing.take(request)
-        answers = [self._ask(index, request, SURPLUS * width) for index in range(len(self.members))]
+        answers = [self._ask(index, request, SURPLUS * width, wanted) for index in range(len(self.members))]
+        if not wanted():
+            raise Unwanted
         known = evidence([[answer.get(serial, ()) for serial in request.expand] for answer in answers])
         best = mixing.pool.best(known, len(request.expand), width)
         for place, serial in enumerate(request.expand):
@@ -142,10 +145,11 @@ class HybridDrafter:
                 mixing.opinions[serial] = known.at(place)
         return tuple((serial, tuple(children)) for serial, children in zip(request.expand, best, strict=True))
 
-    def _ask(self, index: int, request: GrowTree, width: int) -> dict[int, Opinion]:
-        """One member's opinions by serial; none when it has failed."""
+    def _ask(self, index: int, request: GrowTree, width: int, wanted: Wanted) -> dict[int, Opinion]:
+        """One member's opinions by serial; none when it has failed, or has broken off."""
         answer: dict[int, Opinion] = {}
-        self._try(request.session, index, lambda member: answer.update(member.grow(request, width)))
+        with suppress(Unwanted):
+            self._try(request.session, index, lambda member: answer.update(member.grow(request, width, wanted)))
         return answer
 
     def _first_pool(self) -> OpinionPool:
@@ -160,6 +164,8 @@ class HybridDrafter:
             return
         try:
             call(member)
+        except Unwanted:
+            raise
         except Exception as error:
             failed.add(index)
             if len(failed) == len(self.members):

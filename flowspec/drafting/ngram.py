@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Wanted, always
 from flowspec.schedule.events import GrowTree
 from flowspec.schedule.suffix_index import LONGEST, SuffixIndex
 from flowspec.wire.messages import NO_PARENT, DraftTokens
@@ -87,7 +87,7 @@ class NgramDrafter:
     def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
         """It reads none."""
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         if request.session not in self._sessions:
             return ()
         lookup = self._sessions[request.session]

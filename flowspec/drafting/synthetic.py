@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Wanted, always
 from flowspec.schedule.events import GrowTree
 from flowspec.synthetic.calibration import quality_for
 from flowspec.synthetic.guesses import Quality, SyntheticGuesses
@@ -48,7 +48,7 @@ class SyntheticDrafter:
     def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
         """There are none."""
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         found = self._sessions.get(request.session)
         if found is None:
             return ()

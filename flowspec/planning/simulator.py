@@ -35,6 +35,7 @@ from flowspec.schedule.events import (
     SendSegment,
     SessionReady,
     SessionRequested,
+    StopGrowth,
     TreeGrown,
 )
 from flowspec.schedule.options import PolicyOptions, read_options
@@ -174,6 +175,8 @@ class Simulation:
                 self._draft()
             case EmitTokens():
                 self._names[command.session].result.emit(self.clock.now, command)
+            case StopGrowth():
+                pass  # a simulated step takes its whole time, as an emulated one does
             case FinishSession():
                 self._finish(command)
             case OpenSession():

@@ -49,6 +49,7 @@ from flowspec.schedule.events import (
     SegmentReturned,
     SegmentTaken,
     SendSegment,
+    StopGrowth,
 )
 from flowspec.topology import Topology
 from flowspec.transport.base import CoordinatorChannels, Sender, Transport
@@ -310,6 +311,8 @@ class Coordinator(Node):
             case GrowTree():
                 # Behind what is in the outgoing queue now: a step that has begun contends for the interpreter with it.
                 asyncio.get_running_loop().call_soon(self._drafts.ask, command)
+            case StopGrowth(session, epoch):
+                self._drafts.stop(session, epoch)
             case EmitTokens():
                 # The same; in the order of the commands.
                 asyncio.get_running_loop().call_soon(self._desk.emit, command)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from flowspec.drafting.drafter import Children, Drafter
+from flowspec.drafting.drafter import Children, Drafter, Unwanted
 from flowspec.roles.request import Admitted
 from flowspec.runtime.compute import ComputeThread
 from flowspec.runtime.emulation import EmulatedDevice
@@ -52,6 +52,18 @@ class StepDeadline:
         self._timer.cancel()
 
 
+class Step:
+    """One that the drafter is at, or will be."""
+
+    def __init__(self, command: GrowTree) -> None:
+        self.command = command
+        self.is_wanted = True
+
+    def wanted(self) -> bool:
+        """Safe from any thread."""
+        return self.is_wanted
+
+
 class DraftDesk:
     """`apply(event)` is the scheduler's ear; `deadline` in seconds is for one step, a long prompt included.
 
@@ -78,6 +90,8 @@ class DraftDesk:
         self._deadline = deadline
         self._apply = apply
         self._hung = False
+        self._steps: dict[str, Step] = {}
+        """The newest of each session that is not answered yet."""
         self._deaf: set[str] = set()
         """Sessions whose features the drafter failed to take."""
         self.abandon: Callable[[str | None], None] = lambda _: None
@@ -112,23 +126,33 @@ class DraftDesk:
         assert self.drafter is not None
         asked = time.perf_counter()
         width = command.width or self._width
+        step = self._steps[command.session] = Step(command)
         if self._device.emulates:
-            step = self._compute.run(self._grow_slowly, command, width, asked)
+            growing = self._compute.run(self._grow_slowly, command, width, asked)
         else:
-            step = self._compute.run(self.drafter.grow, command, width)
-        deadline = StepDeadline(self._deadline, lambda: self._give_up(command, step))
+            growing = self._compute.run(self.drafter.grow, command, width, step.wanted)
+        deadline = StepDeadline(self._deadline, lambda: self._give_up(command, growing))
 
         def answered(future: asyncio.Future[Children]) -> None:
             deadline.cancel()
+            if self._steps.get(command.session) is step:
+                del self._steps[command.session]
             if future.cancelled():
                 return
             error = future.exception()
-            if error is not None:
+            stopped = isinstance(error, Unwanted)
+            if error is not None and not stopped:
                 logger.error("the drafter failed, going on without its guesses: %s", error)
             children = () if error is not None else self._known(future.result())
-            self._apply(TreeGrown(command.session, command.epoch, children, time.perf_counter() - asked))
+            self._apply(TreeGrown(command.session, command.epoch, children, time.perf_counter() - asked, stopped))
 
-        step.add_done_callback(answered)
+        growing.add_done_callback(answered)
+
+    def stop(self, session: str, epoch: int) -> None:
+        """The session's step may be broken off. An emulated one takes its time all the same."""
+        step = self._steps.get(session)
+        if step is not None and step.command.epoch == epoch:
+            step.is_wanted = False
 
     def _grow_slowly(self, command: GrowTree, width: int, asked: float) -> Children:
         """On the drafter's thread: a step, and the rest of its emulated time."""

@@ -77,6 +77,7 @@ class Continuous:
                 moved, commands = self.session.advance(event.frontier, event.token)
                 if moved is not None:
                     self.growth.follow(moved)
+                    commands += self.growth.stop()
                     self._fresh = moved.created
             case TreeGrown():
                 self.growth.merge(event)

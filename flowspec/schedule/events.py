@@ -114,13 +114,15 @@ class TreeGrown(Event):
     """The drafter's answer to one `GrowTree`: per expanded token its children as (token, log-probability), best first.
 
     Every `GrowTree` is answered, with no children where the drafter has none: a session may wait for the answer.
-    `seconds` is how long the step took, from command to answer.
+    `seconds` is how long the step took, from command to answer. `stopped`: it was broken off, as `StopGrowth` allows,
+    so that it tells nothing; the drafter has the tokens that it was given all the same.
     """
 
     session: str
     epoch: int
     children: tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
     seconds: float = 0.0
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,14 @@ class GrowTree(Command):
     token: int | None = None
     width: int = 0
     """Most children for each expanded token; 0: as many as the topology says."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopGrowth(Command):
+    """Nothing that the step which is out expands lives any more: it may be broken off, and is answered in any case."""
+
+    session: str
+    epoch: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from math import exp, isfinite, log
 
 from flowspec.errors import InvariantViolation
-from flowspec.schedule.events import GrowTree, TreeGrown
+from flowspec.schedule.events import GrowTree, StopGrowth, TreeGrown
 from flowspec.schedule.options import FLOWSPEC
 from flowspec.schedule.session import Session
 from flowspec.schedule.step_time import StepTime
@@ -91,6 +91,8 @@ class Growth:
         prompt = self.session.prompt
         self.out: tuple[int, ...] | None = None
         """Tokens being expanded."""
+        self._stopping = False
+        """The step that is out is not wanted any more, and that was said."""
         self._reading = 0
         self._owed = [(serial, serial - 1 if serial else NO_PARENT, token) for serial, token in enumerate(prompt[:-1])]
         """Accepted tokens that the drafter has not been given, in order."""
@@ -196,6 +198,14 @@ class Growth:
         self._reading = len(rows) + again
         return [command]
 
+    def stop(self) -> list[StopGrowth]:
+        """Break off the step that is out, once, if the verdict has left nothing of what it expands."""
+        tree = self.session.tree
+        if self.out is None or self._stopping or any(tree.get(serial) is not None for serial in self.out):
+            return []
+        self._stopping = True
+        return [StopGrowth(self.session.name, self.session.epoch)]
+
     def _choose(self, cap: int, plain_seconds: float, patience: float, free: bool) -> list[int]:
         tree, settings, steps = self.session.tree, self.settings, self.steps
         worth = [(sum(self._coming(token)), token.serial) for token in self._candidates(cap)]
@@ -243,7 +253,9 @@ class Growth:
         """Take an answer; children of tokens that were pruned meanwhile are dropped."""
         if self.out is None or event.epoch != self.session.epoch:
             return
-        expanded, self.out = self.out, None
+        expanded, self.out, self._stopping = self.out, None, False
+        if event.stopped:
+            return
         tree, features = self.session.tree, self.session.features
         if self._reading <= self.settings.typical_tokens:
             self.steps.measured(self._reading, event.seconds)

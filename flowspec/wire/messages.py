@@ -55,6 +55,12 @@ class DraftTokens:
             tuple(self.tokens[i] for i in indices),
         )
 
+    def followed_by(self, other: DraftTokens) -> DraftTokens:
+        """The tokens of both, these first."""
+        if not self.serials or not other.serials:
+            return self if self.serials else other
+        return DraftTokens(self.serials + other.serials, self.parents + other.parents, self.tokens + other.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class RosterEntry:

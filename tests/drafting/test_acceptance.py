@@ -22,7 +22,7 @@ from flowspec.drafting.acceptance import (
     try_tree,
 )
 from flowspec.drafting.causal_lm import CausalLmDrafter
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Wanted, always
 from flowspec.errors import InvariantViolation
 from flowspec.model.block import LayerBlock
 from flowspec.model.sampling import Sampler
@@ -75,7 +75,7 @@ class Tapping:
     def take_features(self, session: str, epoch: int, first: int, features: torch.Tensor) -> None:
         self.taken.append((first, features))
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         if not self.contexts or request.draft.serials[:1] == (0,):
             self.contexts.append(request.draft.tokens)
         return tuple((serial, ((1, math.log(0.3)), (2, math.log(0.2)))) for serial in request.expand)

@@ -11,7 +11,7 @@ import transformers
 
 from flowspec.drafting import causal_lm
 from flowspec.drafting.causal_lm import CausalLmDrafter
-from flowspec.drafting.drafter import build_drafter, check_vocabulary
+from flowspec.drafting.drafter import Unwanted, build_drafter, check_vocabulary
 from flowspec.errors import ModelError
 from flowspec.model.sampling import Sampler, TokenHistory
 from flowspec.model.weights import Checkpoint
@@ -102,6 +102,57 @@ def test_siblings_and_cousins_do_not_see_each_other(drafter: CausalLmDrafter, fo
     later = GrowTree(name, 0, (11, 12), DraftTokens((11, 12), (10, 9), (34, 35)), 6, frontier=8, token=33)
     assert best(drafter.grow(later, 4)) == {11: target.next_token((*PROMPT, 31, 33, 34))}
     drafter.close(name)
+
+
+def tree_request(
+    expand: tuple[int, ...], *rows: tuple[int, int, int], verdict: tuple[int, int] | None = None
+) -> GrowTree:
+    """`rows`: (serial, parent, token) that the drafter has not been given before."""
+    serials, parents, tokens = zip(*rows, strict=True) if rows else ((), (), ())
+    frontier, token = verdict or (None, None)
+    decree = 6 if verdict is None else verdict[0]
+    return GrowTree("stopped", 0, expand, DraftTokens(serials, parents, tokens), decree, frontier, token)
+
+
+@pytest.mark.parametrize("name", ["greedy", "penalty"])
+@pytest.mark.parametrize("layers", [0, 1])
+def test_a_step_that_is_broken_off_between_layers_leaves_no_gap(
+    drafter: CausalLmDrafter, folder: Path, name: str, layers: int
+) -> None:
+    """Whichever of its tokens turn out to be accepted, alive or dead. `layers`: asked so often, it is still wanted."""
+    target = Target(folder, SAMPLING[name])
+
+    def broken_off(request: GrowTree) -> None:
+        left = iter(range(layers))
+        with pytest.raises(Unwanted):
+            drafter.grow(request, 4, lambda: next(left, None) is not None)
+
+    for verdict, path in (
+        ((6, 30), (30, 40)),
+        ((7, 32), (30, 32, 40)),
+        ((9, 33), (30, 32, 33, 40)),
+        ((10, 50), (30, 32, 33, 50, 40)),
+        ((8, 50), (31, 50, 40)),
+    ):
+        drafter.open("stopped", SAMPLING[name], 200)
+        drafter.grow(prompt_request(session="stopped"), 4)
+        broken_off(tree_request((7, 8, 9), (7, 6, 30), (8, 6, 31), (9, 7, 32)))
+        broken_off(tree_request((10,), (10, 9, 33)))
+        parent = {(6, 30): 7, (7, 32): 9, (9, 33): 10}.get(verdict)
+        new = [] if parent else [(11, verdict[0], verdict[1])]
+        request = tree_request((12,), *new, (12, parent or 11, 40), verdict=verdict)
+        assert best(drafter.grow(request, 4)) == {12: target.next_token((*PROMPT, *path))}
+        drafter.close("stopped")
+
+
+def test_a_prompt_is_read_to_its_end_though_nobody_waits_for_it(drafter: CausalLmDrafter, folder: Path) -> None:
+    target = Target(folder, SAMPLING["greedy"])
+    drafter.open("s", SAMPLING["greedy"], 200)
+    with pytest.raises(Unwanted):
+        drafter.grow(prompt_request(), 4, lambda: False)
+    request = GrowTree("s", 0, (7,), DraftTokens((7,), (6,), (30,)), 7, 6, 30)
+    assert best(drafter.grow(request, 4)) == {7: target.next_token((*PROMPT, 30))}
+    drafter.close("s")
 
 
 def test_a_long_prompt_is_read_in_parts_to_the_same_end(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from flowspec.drafting import head_rows
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Unwanted
 from flowspec.drafting.eagle import EagleHead
 from flowspec.drafting.eagle3 import Eagle3Head
 from flowspec.drafting.head_config import HeadConfig
@@ -345,6 +345,18 @@ def test_a_step_is_one_forward_and_one_lm_head() -> None:
     ((serial, children),) = drafter.grow(ask((11,), (11, 5, 0), told=(5, 0)), 2)
     assert (head.forwards[5:], head.outputs, serial) == ([1], 7, 11)
     assert same(children, expected(head, [*PROMPT, 1, 0], 6))
+
+
+def test_a_step_that_is_broken_off_leaves_out_the_lm_head_alone() -> None:
+    whole, stopped = (opened(SmallHead()) for _ in range(2))
+    first = chain_request([3, 4, 5])
+    later = GrowTree("s", 0, (3, 4), DraftTokens((3, 4), (2, 2), (6, 7)), 2)
+    for drafter in (whole, stopped):
+        drafter.take_features("s", 0, 0, features_of(0, 2))
+    whole.grow(first, WIDTH)
+    with pytest.raises(Unwanted):
+        stopped.grow(first, WIDTH, lambda: False)
+    assert stopped.grow(later, WIDTH) == whole.grow(later, WIDTH) != ()
 
 
 @pytest.mark.parametrize("accepted_first", [True, False])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from flowspec.drafting.calibration import BASE, KNOWING_NOTHING, Evidence, OpinionPool, evidence
 from flowspec.drafting.causal_lm import CausalLmDrafter
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Unwanted, Wanted, always
 from flowspec.drafting.hybrid import HybridDrafter
 from flowspec.drafting.ngram import NgramDrafter
 from flowspec.model.weights import Checkpoint
@@ -40,6 +40,7 @@ class Scripted:
         self.features: list[torch.Tensor] = []
         self.widths: list[int] = []
         self.breaks: frozenset[str] = frozenset()
+        self.obeys = False
 
     def _tell(self, what: str) -> None:
         self.told.append(what)
@@ -56,8 +57,10 @@ class Scripted:
         self.features.append(features)
         self._tell("take")
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         self._tell("grow")
+        if self.obeys and not wanted():
+            raise Unwanted
         self.widths.append(width)
         children = tuple((token, math.log(chance)) for token, chance in self.opinion.items())
         return tuple((serial, children) for serial in request.expand)
@@ -283,3 +286,13 @@ def test_real_members_agree_on_what_lives(tmp_path: Path) -> None:
     answer = hybrid.grow(GrowTree("s", 0, (6, 7, 8), DraftTokens((8,), (7,), (7,)), last, 5, 9), 4)
     assert {serial for serial, children in answer if children} == {8}
     hybrid.close("s")
+
+
+def test_a_member_that_breaks_off_has_not_failed_and_all_others_hear_the_request() -> None:
+    model, ngram = Scripted({1: 0.9}), Scripted({2: 0.4}, "ngram")
+    model.obeys = True
+    hybrid = opened(model, ngram)
+    with pytest.raises(Unwanted):
+        hybrid.grow(prompt(), 4, lambda: False)
+    assert ngram.told == ["open", "grow"]
+    assert shares(hybrid.grow(prompt(), 4)).keys() == {1, 2}

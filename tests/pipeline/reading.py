@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from flowspec.drafting.drafter import Children, Drafter, build_drafter
+from flowspec.drafting.drafter import Children, Drafter, Wanted, always, build_drafter
 from flowspec.model.weights import Checkpoint
 from flowspec.roles import coordinator as coordinator_module
 from flowspec.schedule.events import GrowTree
@@ -53,8 +53,8 @@ class ReadingDrafter:
             self.problems.append(f"{session}: {first} came where {expected} was due")
         self.read[session].append(features.clone())
 
-    def grow(self, request: GrowTree, width: int) -> Children:
-        return self.inner.grow(request, width)
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
+        return self.inner.grow(request, width, wanted)
 
 
 def read_taps(patch: pytest.MonkeyPatch, taps: tuple[int, ...]) -> list[ReadingDrafter]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowspec.drafting.drafter import Children
+from flowspec.drafting.drafter import Children, Wanted, always
 from flowspec.roles import coordinator as coordinator_module
 from flowspec.schedule.events import GrowTree
 from flowspec.wire.parameters import SamplingParameters
@@ -39,7 +39,7 @@ class Nonsense:
     def take_features(self, session: str, epoch: int, first: int, features: torch.Tensor) -> None:
         pass
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         self.steps += 1
         draw = self.random
         tokens = (-1, 10**9, draw.randrange(100), draw.randrange(100), draw.randrange(100))
@@ -51,7 +51,7 @@ class Nonsense:
 class Failing(Nonsense):
     """Raises at every other step."""
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         answer = super().grow(request, width)
         if self.steps % 2:
             raise RuntimeError("no guesses, please")
@@ -65,7 +65,7 @@ class Stalling(Nonsense):
         super().__init__()
         self.released = threading.Event()
 
-    def grow(self, request: GrowTree, width: int) -> Children:
+    def grow(self, request: GrowTree, width: int, wanted: Wanted = always) -> Children:
         self.released.wait()
         return ()
 

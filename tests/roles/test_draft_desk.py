@@ -10,11 +10,11 @@ from typing import cast
 
 import pytest
 
-from flowspec.drafting.drafter import Drafter
+from flowspec.drafting.drafter import Drafter, Unwanted, Wanted
 from flowspec.roles import draft_desk
 from flowspec.roles.draft_desk import DraftDesk, StepDeadline
 from flowspec.runtime.compute import ComputeThread
-from flowspec.schedule.events import DrafterLost, Event, GrowTree
+from flowspec.schedule.events import DrafterLost, Event, GrowTree, TreeGrown
 from flowspec.wire.messages import DraftTokens
 
 DEADLINE = 20.0
@@ -59,7 +59,7 @@ class StuckDrafter:
         self.asked = threading.Event()
         self.free = threading.Event()
 
-    def grow(self, command: GrowTree, width: int) -> tuple[()]:
+    def grow(self, command: GrowTree, width: int, wanted: Wanted) -> tuple[()]:
         self.asked.set()
         self.free.wait(DEADLINE)
         return ()
@@ -85,3 +85,28 @@ async def test_a_drafter_that_hangs_is_given_up() -> None:
     async with asyncio.timeout(DEADLINE), desk(drafter, 0.05) as (made, events):
         made.ask(GrowTree("s", 0, (), DraftTokens(), 0))
         assert await events.get() == DrafterLost("s")
+
+
+class PatientDrafter(StuckDrafter):
+    """Is at a step until nobody wants it any more."""
+
+    def grow(self, command: GrowTree, width: int, wanted: Wanted) -> tuple[()]:
+        self.asked.set()
+        while wanted() and not self.free.wait(0.001):
+            pass
+        raise Unwanted
+
+
+async def test_a_step_that_nobody_wants_is_broken_off_and_answered_without_a_word() -> None:
+    drafter = PatientDrafter()
+    async with asyncio.timeout(DEADLINE), desk(drafter, DEADLINE) as (made, events):
+        made.ask(GrowTree("s", 3, (), DraftTokens(), 0))
+        made.stop("other", 3)
+        made.stop("s", 2)
+        assert events.empty()
+        made.stop("s", 3)
+        answered = await events.get()
+        assert isinstance(answered, TreeGrown)
+        assert answered.stopped
+        assert (answered.session, answered.epoch, answered.children) == ("s", 3, ())
+        made.stop("s", 3)

@@ -29,6 +29,7 @@ from flowspec.schedule.events import (
     SendSegment,
     SessionReady,
     SessionRequested,
+    StopGrowth,
     TreeGrown,
 )
 from flowspec.schedule.options import OPTIONS
@@ -369,7 +370,10 @@ class FakePipe:
         self.given: dict[str, Cache] = {}
         self.prunes: dict[str, bool] = {}
         self.most_live: dict[str, int] = {}
-        self.growing: set[tuple[str, int]] = set()
+        self.growing: dict[tuple[str, int], GrowTree] = {}
+        self.stopping: set[tuple[str, int]] = set()
+        self.stopped = 0
+        """Steps that were broken off."""
         self.draft_busy = 0.0
         self.steps = 0
         self.draft_steps = 0
@@ -456,6 +460,8 @@ class FakePipe:
                 self.check_growth(command)
                 self._drafts.append((self.now, command))
                 self.draft()
+            case StopGrowth():
+                self.check_stop(command)
             case EmitTokens():
                 result = self.results[command.session]
                 assert result.finished is None, "emitted after the end"
@@ -485,7 +491,7 @@ class FakePipe:
     def check_growth(self, command: GrowTree) -> None:
         key = (command.session, command.epoch)
         assert key not in self.growing, "two growths at once"
-        self.growing.add(key)
+        self.growing[key] = command
         cache = self.given.get(command.session)
         if cache is None or cache.epoch != command.epoch:
             cache = self.given[command.session] = Cache(command.epoch)
@@ -496,6 +502,15 @@ class FakePipe:
         assert added == list(command.draft.serials), "the drafter was given what it must find dead or unfounded"
         assert command.expand, "nothing to expand"
         assert set(command.expand) <= set(cache.rows), "expansion of what was never given"
+
+    def check_stop(self, command: StopGrowth) -> None:
+        key = (command.session, command.epoch)
+        assert key in self.growing, "no growth to stop"
+        assert key not in self.stopping, "stopped twice"
+        session = self.scheduler.sessions.get(command.session)
+        expanded = self.growing[key].expand
+        assert session is None or not any(map(session.tree.get, expanded)), "what is expanded is still of use"
+        self.stopping.add(key)
 
     # ---- drafter -----------------------------------------------------------------------------------------------------
 
@@ -525,8 +540,13 @@ class FakePipe:
         def done() -> None:
             self._drafting = False
             self.release()
-            self.growing.discard((command.session, command.epoch))
-            self.tell(TreeGrown(command.session, command.epoch, children, self.now - asked))
+            key = (command.session, command.epoch)
+            self.growing.pop(key, None)
+            stopped = key in self.stopping
+            self.stopping.discard(key)
+            self.stopped += stopped
+            found = () if stopped else children
+            self.tell(TreeGrown(command.session, command.epoch, found, self.now - asked, stopped))
             self.draft()
 
         self.at(self.now + seconds, done)

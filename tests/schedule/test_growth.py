@@ -6,7 +6,7 @@ from math import exp, log
 
 import pytest
 
-from flowspec.schedule.events import GrowTree, SessionRequested, TreeGrown
+from flowspec.schedule.events import GrowTree, SessionRequested, StopGrowth, TreeGrown
 from flowspec.schedule.growth import Growth, GrowthSettings
 from flowspec.schedule.session import Session
 
@@ -217,3 +217,38 @@ def test_a_drafter_that_is_wrong_is_believed_less_and_one_that_is_right_more() -
 
     assert generate(60, right=False) < 0.15
     assert generate(60, right=True) > 1.0
+
+
+def test_a_step_is_broken_off_once_when_nothing_that_it_expands_is_left() -> None:
+    session, growth = growing(features=False)
+    assert asked(growth).expand == (3,)
+    answer(growth, (3, scores(0.6, 0.2)))
+    assert asked(growth).expand == (4, 5)
+    assert growth.stop() == [], "both may still come true"
+    session.dispatch(session.tree.columns([3, 4]), 2)
+    verdict(session, growth, 3, 11)
+    assert growth.stop() == [], "one of them is the root now"
+    verdict(session, growth, 4, 30)
+    assert growth.stop() == [StopGrowth("s", 0)]
+    assert growth.stop() == [], "it was said"
+    assert growth.ask(48) == [], "the step is still out"
+
+
+def test_a_step_that_was_broken_off_tells_nothing_and_the_next_one_may_be() -> None:
+    session, growth = growing(features=False)
+    asked(growth)
+    session.dispatch(session.tree.columns([3]), 2)
+    verdict(session, growth, 3, 30)
+    assert len(growth.stop()) == 1
+    hits, known = list(growth.hits), growth.steps.known
+    growth.merge(TreeGrown("s", 0, (), 9.0, stopped=True))
+    assert growth.hits == hits
+    assert growth.steps.known == known
+    root = session.tree.root
+    command = asked(growth)
+    assert command.expand == (root,)
+    assert (command.frontier, command.token) == (3, 30), "the drafter counts as given what it was"
+    assert growth.stop() == []
+    session.dispatch(session.tree.columns([root]), 3)
+    verdict(session, growth, root, 31)
+    assert len(growth.stop()) == 1
