@@ -35,14 +35,16 @@ class Extent:
     """How much is measured."""
 
     prompts: int
-    emulated_tokens: int
     tokens: int
+    emulated_prompts: int
+    """Where a token takes a quarter of a second."""
+    emulated_tokens: int
     repeats: int
     """Of the round trips of a hop."""
 
 
-FULL = Extent(prompts=6, emulated_tokens=64, tokens=192, repeats=300)
-QUICK = Extent(prompts=2, emulated_tokens=24, tokens=64, repeats=60)
+FULL = Extent(prompts=24, tokens=192, emulated_prompts=6, emulated_tokens=64, repeats=300)
+QUICK = Extent(prompts=2, tokens=64, emulated_prompts=2, emulated_tokens=24, repeats=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ async def measure_speed(extent: Extent) -> dict[str, Speed]:
             name = f"temperature {temperature:g}"
             found[name] = await compare(cluster, prompts, temperature=temperature, new_tokens=extent.tokens)
     async with LocalCluster("demo", STAGES, emulate=EMULATED) as cluster:
+        prompts = heldout_prompts(extent.emulated_prompts)
         found["emulated"] = await compare(cluster, prompts, temperature=0.0, new_tokens=extent.emulated_tokens)
     return found
 
@@ -84,7 +87,7 @@ def measure_all(
     rows = [Row("five local nodes READY", f"{start:.1f} s", "at most 8 s", start <= 8)]
     tell("speed ...")
     speeds = run(measure_speed(extent))
-    for name, wanted in (("emulated", 2.5), ("temperature 0", 1.5), ("temperature 0.8", 1.3)):
+    for name, wanted in (("emulated", 2.5), ("temperature 0", 2.0), ("temperature 0.8", 1.3)):
         speed = speeds[name]
         figure = f"{speed.ratio:.2f}x ({speed.autoregressive:.1f} -> {speed.flowspec:.1f}/s)"
         rows.append(Row(f"flowspec, {name}", figure, f"at least {wanted}x", speed.ratio >= wanted))

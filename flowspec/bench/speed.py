@@ -32,6 +32,8 @@ class Speed:
     autoregressive: float
     flowspec: float
     ratio: float
+    together: float
+    """Ratio of the times that all prompts together take."""
     accepted_per_verdict: float
     acceptance: float
     """Accepted draft tokens per draft token sent."""
@@ -64,6 +66,7 @@ async def compare(cluster: LocalCluster, prompts: list[str], *, temperature: flo
         _check_ties(cluster, [pair for pair in pairs if pair[0].token_ids != pair[1].token_ids], sampling)
     figures = {policy: [found.stats for found in results[policy] if found.stats is not None] for policy in POLICIES}
     plain_rate, fast_rate = (median(stats.tokens_per_second for stats in figures[policy]) for policy in POLICIES)
+    seconds = {policy: sum(1 / stats.tokens_per_second for stats in figures[policy]) for policy in POLICIES}
     fast = figures["flowspec"]
     return Speed(
         temperature=temperature,
@@ -72,6 +75,7 @@ async def compare(cluster: LocalCluster, prompts: list[str], *, temperature: flo
         autoregressive=plain_rate,
         flowspec=fast_rate,
         ratio=fast_rate / plain_rate,
+        together=seconds["autoregressive"] / seconds["flowspec"],
         accepted_per_verdict=median(stats.accepted_per_verdict for stats in fast),
         acceptance=sum(stats.accepted for stats in fast) / max(1, sum(stats.drafted for stats in fast)),
         first_token=median(stats.time_to_first_token for stats in fast),
