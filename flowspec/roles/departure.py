@@ -1,4 +1,4 @@
-"""How a segment leaves a stage: on along the pipe with what is left of it, or at the tail as verdict and return.
+"""How a segment leaves a stage: on along the pipe with what is left of it, or at the tail as return and verdict.
 
 The compute thread itself sends it where the channels allow: to wake the event loop first takes a fifth of the time
 between two stages. What cannot go at once goes from the loop. Knows no session's rows and no trace.
@@ -42,22 +42,26 @@ class Departure:
             return self._forward.send_from_thread(*self._onward(segment, step))
         if not isinstance(self._verdicts, ThreadSender) or not isinstance(self._back, ThreadSender):
             return None
-        verdict = self._verdict(segment, step)
-        # A verdict that is published twice is news only once.
-        if verdict is not None and self._verdicts.send_from_thread(verdict) is None:
-            return None
-        return self._back.send_from_thread(self._returned(segment, step))
+        sent = self._back.send_from_thread(self._returned(segment, step))
+        if sent is not None and (verdict := self._verdict(segment, step)) is not None:
+            # A publisher never has to wait. Were it closed, nobody would be there to hear.
+            self._verdicts.send_from_thread(verdict)
+        return sent
 
     async def send(self, segment: Segment, step: Step) -> int:
-        """Pass on, or publish what moved and then give the ticket back. Returns the bytes of the pipe's message."""
+        """Pass on, or give the ticket back and then publish what moved. Returns the bytes of the pipe's message.
+
+        In this order, since the next segment waits for the ticket alone, and says what the verdict was.
+        """
         if self._forward is not None:
             return await self._forward.send(*self._onward(segment, step))
+        # What the verdict accepts reaches the drafter no later than the news of it.
+        await self._outboxes.send_due(self._back)
+        sent = await self._back.send(self._returned(segment, step))
         verdict = self._verdict(segment, step)
         if verdict is not None and self._verdicts is not None:
             await self._verdicts.send(verdict)
-        # What the verdict accepts reaches the drafter no later than the news of it.
-        await self._outboxes.send_due(self._back)
-        return await self._back.send(self._returned(segment, step))
+        return sent
 
     def _onward(self, segment: Segment, step: Step) -> tuple[Segment, tuple[Tensor, ...]]:
         assert self._forward is not None

@@ -68,10 +68,10 @@ async def test_the_tail_publishes_what_moved_and_gives_the_ticket_back(step: Ste
     log: list[Message] = []
     departure = Departure("tail", None, Thread(log), Thread(log), FeatureOutboxes())
     assert departure.at_once(SEGMENT, step) == 2000
-    assert log == [*published, RETURNED]
+    assert log == [RETURNED, *published]
     log.clear()
     assert await departure.send(SEGMENT, step) == 1000
-    assert log == [*published, RETURNED]
+    assert log == [RETURNED, *published]
 
 
 @pytest.mark.parametrize("loop_alone", ["verdicts", "back"])
@@ -90,7 +90,7 @@ async def test_a_ticket_that_finds_no_room_goes_back_from_the_loop() -> None:
     departure = Departure("tail", None, Thread(log), back, FeatureOutboxes())
     assert departure.at_once(SEGMENT, MOVED) is None
     await departure.send(SEGMENT, MOVED)
-    assert log == [VERDICT, VERDICT, RETURNED]
+    assert log == [RETURNED, VERDICT]
 
 
 async def test_from_the_loop_features_go_before_the_ticket() -> None:
@@ -99,4 +99,4 @@ async def test_from_the_loop_features_go_before_the_ticket() -> None:
     outboxes.open(FeatureOutbox("tail", "s", 1, (8,)))(0, (torch.ones(2, 8),))
     await asyncio.sleep(0)
     await Departure("tail", None, Loop(log), Loop(log), outboxes).send(SEGMENT, MOVED)
-    assert log == [VERDICT, Features("tail", "s", 1, 0, 2, (8,)), RETURNED]
+    assert log == [Features("tail", "s", 1, 0, 2, (8,)), RETURNED, VERDICT]
