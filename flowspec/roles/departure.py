@@ -32,48 +32,40 @@ class Departure:
         self._outboxes = outboxes
 
     def at_once(self, segment: Segment, step: Step) -> int | None:
-        """On the compute thread: as `send`, or None where that has to do it, all of it.
+        """On the compute thread: as `send`, or None where that has to do it.
 
         At the tail not for sessions whose drafter reads its features: those go first, from the loop.
         """
-        if self._forward is not None:
-            if not isinstance(self._forward, ThreadSender):
+        if self._forward is None:
+            if not isinstance(self._back, ThreadSender):
                 return None
-            return self._forward.send_from_thread(*self._onward(segment, step))
-        if not isinstance(self._verdicts, ThreadSender) or not isinstance(self._back, ThreadSender):
+            return self._back.send_from_thread(self._returned(segment, step))
+        if not isinstance(self._forward, ThreadSender):
             return None
-        sent = self._back.send_from_thread(self._returned(segment, step))
-        if sent is not None and (verdict := self._verdict(segment, step)) is not None:
-            # A publisher never has to wait. Were it closed, nobody would be there to hear.
-            self._verdicts.send_from_thread(verdict)
-        return sent
+        return self._forward.send_from_thread(*self._onward(segment, step))
 
     async def send(self, segment: Segment, step: Step) -> int:
-        """Pass on, or give the ticket back and then publish what moved. Returns the bytes of the pipe's message.
-
-        In this order, since the next segment waits for the ticket alone, and says what the verdict was.
-        """
+        """Pass on, or give the ticket back. Returns the bytes of the message."""
         if self._forward is not None:
             return await self._forward.send(*self._onward(segment, step))
         # What the verdict accepts reaches the drafter no later than the news of it.
         await self._outboxes.send_due(self._back)
-        sent = await self._back.send(self._returned(segment, step))
-        verdict = self._verdict(segment, step)
-        if verdict is not None and self._verdicts is not None:
-            await self._verdicts.send(verdict)
-        return sent
+        return await self._back.send(self._returned(segment, step))
+
+    async def publish(self, segment: Segment, step: Step) -> None:
+        """At the tail: the verdict, if it moved.
+
+        After the ticket: for that the next segment waits, which tells the verdict too. Where nodes share cores, all
+        those who hear a verdict would else stand before the coordinator.
+        """
+        if self._verdicts is not None and step.moved and step.verdict is not None:
+            await self._verdicts.send(Verdict(segment.session, segment.epoch, *step.verdict))
 
     def _onward(self, segment: Segment, step: Step) -> tuple[Segment, tuple[Tensor, ...]]:
         assert self._forward is not None
         tensors = () if step.hidden is None else (step.hidden,)
         carried = segment.carried_bytes + hidden_bytes(self._forward, tensors)
         return replace(segment, draft=step.draft, carried_bytes=carried), tensors
-
-    def _verdict(self, segment: Segment, step: Step) -> Verdict | None:
-        """What is to be published."""
-        if not step.moved or step.verdict is None:
-            return None
-        return Verdict(segment.session, segment.epoch, *step.verdict)
 
     def _returned(self, segment: Segment, step: Step) -> Returned:
         frontier, token = step.verdict or (None, None)

@@ -351,6 +351,7 @@ class StageNode(Node):
         if carried is None:
             left = trace.clock() if trace is not None else 0
             carried = await self._departure.send(segment, step)
+        await self._departure.publish(segment, step)
         if trace is not None:
             if step.moved and step.verdict is not None:
                 trace.verdict(segment.ticket, step.verdict, at=left)

@@ -64,33 +64,28 @@ async def test_a_stage_passes_on_what_is_left_and_counts_its_bytes() -> None:
 
 
 @pytest.mark.parametrize(("step", "published"), [(MOVED, [VERDICT]), (STILL, [])])
-async def test_the_tail_publishes_what_moved_and_gives_the_ticket_back(step: Step, published: list[Message]) -> None:
+async def test_the_tail_gives_the_ticket_back_and_then_publishes_what_moved(
+    step: Step, published: list[Message]
+) -> None:
     log: list[Message] = []
-    departure = Departure("tail", None, Thread(log), Thread(log), FeatureOutboxes())
-    assert departure.at_once(SEGMENT, step) == 2000
-    assert log == [RETURNED, *published]
-    log.clear()
-    assert await departure.send(SEGMENT, step) == 1000
-    assert log == [RETURNED, *published]
-
-
-@pytest.mark.parametrize("loop_alone", ["verdicts", "back"])
-def test_the_tail_leaves_all_of_it_to_the_loop_where_one_channel_is_for_the_loop_alone(loop_alone: str) -> None:
-    log: list[Message] = []
-    channels = {"verdicts": Thread(log), "back": Thread(log), loop_alone: Loop(log)}
-    departure = Departure("tail", None, channels["verdicts"], channels["back"], FeatureOutboxes())
-    assert departure.at_once(SEGMENT, MOVED) is None
-    assert log == []
+    for kind, size in ((Loop, None), (Thread, 2000)):
+        departure = Departure("tail", None, Loop(log), kind(log), FeatureOutboxes())
+        assert departure.at_once(SEGMENT, step) == size
+        if size is None:
+            assert await departure.send(SEGMENT, step) == 1000
+        await departure.publish(SEGMENT, step)
+        assert log == [RETURNED, *published]
+        log.clear()
 
 
 async def test_a_ticket_that_finds_no_room_goes_back_from_the_loop() -> None:
     log: list[Message] = []
     back = Thread(log)
     back.full = True
-    departure = Departure("tail", None, Thread(log), back, FeatureOutboxes())
+    departure = Departure("tail", None, Loop(log), back, FeatureOutboxes())
     assert departure.at_once(SEGMENT, MOVED) is None
     await departure.send(SEGMENT, MOVED)
-    assert log == [RETURNED, VERDICT]
+    assert log == [RETURNED]
 
 
 async def test_from_the_loop_features_go_before_the_ticket() -> None:
@@ -98,5 +93,11 @@ async def test_from_the_loop_features_go_before_the_ticket() -> None:
     outboxes = FeatureOutboxes()
     outboxes.open(FeatureOutbox("tail", "s", 1, (8,)))(0, (torch.ones(2, 8),))
     await asyncio.sleep(0)
-    await Departure("tail", None, Loop(log), Loop(log), outboxes).send(SEGMENT, MOVED)
-    assert log == [Features("tail", "s", 1, 0, 2, (8,)), RETURNED, VERDICT]
+    await Departure("tail", None, Loop([]), Loop(log), outboxes).send(SEGMENT, MOVED)
+    assert log == [Features("tail", "s", 1, 0, 2, (8,)), RETURNED]
+
+
+async def test_a_stage_that_is_not_the_tail_publishes_nothing() -> None:
+    log: list[Message] = []
+    await Departure("stage-1", Loop(log), None, Loop(log), FeatureOutboxes()).publish(SEGMENT, MOVED)
+    assert log == []
