@@ -40,6 +40,7 @@ MOST_WEIGHT: Final = 2.0
 MOST_BIAS: Final = 3.0
 RATE: Final = 0.005
 """Of learning: small against noise, large enough for a drafter that is surely wrong."""
+TOKEN_BITS: Final = 32
 KNOWING_NOTHING: Final = log(BASE / (1.0 - BASE))
 
 
@@ -67,13 +68,14 @@ def evidence(opinions: Sequence[Sequence[Opinion]]) -> Evidence:
     """What `opinions`, per drafter and place, say beyond knowing nothing of every token that any of them names.
 
     To a token that a drafter did not name it gives `BASE` of the probability that it gave to none, and no more than to
-    the least of those that it named at the place. Damaged scores are left out, and no opinion is more than certain.
+    the least of those that it named at the place. Damaged scores and what is no token are left out, and no opinion is
+    more than certain.
     """
     count = len(opinions[0])
     columns = [_columns(each) for each in opinions]
     keys, where = np.unique(np.concatenate([key for key, _, _ in columns]), return_inverse=True)
     found = np.empty((len(opinions), len(keys)))
-    places, first = keys >> 32, 0
+    places, first = keys >> TOKEN_BITS, 0
     for row, (key, place, scores) in zip(found, columns, strict=True):
         chances = np.exp(np.minimum(scores, 0.0))
         whole = np.bincount(place, chances, count)
@@ -83,7 +85,7 @@ def evidence(opinions: Sequence[Sequence[Opinion]]) -> Evidence:
         row[:] = _beyond_nothing(unnamed)[places]
         row[where[first : first + len(key)]] = _beyond_nothing(chances)
         first += len(key)
-    return Evidence(places, keys & 0xFFFFFFFF, found)
+    return Evidence(places, keys & (1 << TOKEN_BITS) - 1, found)
 
 
 def _columns(opinions: Sequence[Opinion]) -> tuple[Integers, Integers, Floats]:
@@ -91,9 +93,9 @@ def _columns(opinions: Sequence[Opinion]) -> tuple[Integers, Integers, Floats]:
     lengths = [len(opinion) for opinion in opinions]
     tokens, scores = zip(*chain.from_iterable(opinions), strict=True) if any(lengths) else ((), ())
     place = np.repeat(np.arange(len(lengths)), lengths)
-    score = np.array(scores, dtype=np.float64)
-    key = (place << 32) | np.array(tokens, dtype=np.int64)
-    sound = np.isfinite(score)
+    score, token = np.array(scores, dtype=np.float64), np.array(tokens, dtype=np.int64)
+    key = (place << TOKEN_BITS) | token
+    sound = np.isfinite(score) & (token >> TOKEN_BITS == 0)
     return (key, place, score) if sound.all() else (key[sound], place[sound], score[sound])
 
 

@@ -132,7 +132,7 @@ def test_agreement_makes_surer_than_either() -> None:
 def test_places_are_apart_and_each_is_at_hand() -> None:
     """Two drafters on three places, the second of which nobody knows anything of."""
     one = [[(4, math.log(0.5)), (2, math.log(0.25))], [], [(4, math.log(0.1))]]
-    other = [[(2, math.log(0.75))], [], [(9, math.log(0.2)), (9, math.nan)]]
+    other = [[(2, math.log(0.75))], [], [(9, math.log(0.2)), (9, math.nan), (-1, -0.1), (1 << 40, -0.1)]]
     found, pool = evidence([one, other]), OpinionPool([1.0, 0.5], 0.1)
     assert found.places.tolist() == [0, 0, 2, 2]
     alone = [at_one_place({4: 0.5, 2: 0.25}, {2: 0.75}), at_one_place({}, {}), at_one_place({4: 0.1}, {9: 0.2})]
