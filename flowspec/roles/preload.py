@@ -1,10 +1,12 @@
 """What every node needs, imported once: the fork server of a local cluster loads this and forks the nodes from it.
 
-Importing torch and transformers takes seconds; a forked process has them at once and shares their memory.
+Importing torch and transformers takes seconds; a forked process has them at once and shares their memory. So it has what
+takes a node some tenths of a second to find out and is the same for all of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from importlib import import_module
 
@@ -31,6 +33,11 @@ for _name in MODULES:
 
 # One thread: a pool that runs in the server would not run in its children.
 import_module("torch").set_num_threads(1)
+
+import_module("flowspec.model.arrangement").halves_win()
+# What tensors of all families are called in checkpoints: a thousand patterns, compiled when the first model is loaded.
+with contextlib.suppress(ImportError, AttributeError):
+    import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
 
 # Objects that stay for good would otherwise be touched, and so copied, by the collector of every child.
 gc.freeze()
