@@ -1,7 +1,7 @@
 """What every node needs, imported once: the fork server of a local cluster loads this and forks the nodes from it.
 
-Importing torch and transformers takes seconds; a forked process has them at once and shares their memory. So it has what
-takes a node some tenths of a second to find out and is the same for all of them.
+Importing torch and transformers takes seconds; a forked process has them at once and shares their memory. It also has
+what takes a node some tenths of a second to find out and is the same for all of them.
 """
 
 from __future__ import annotations
