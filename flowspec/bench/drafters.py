@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer prompts and tokens")
     options = parser.parse_args(arguments)
     prompts = heldout_prompts(3 if options.quick else 6)
-    print(f"{'drafter':<18}{'temperature 0, ratio, per verdict':<33}temperature 0.8")
+    print(f"{'drafter':<18}{'temperature 0, ratio, per verdict':<35}temperature 0.8")
     found = run(measure_drafters(options.kinds, prompts, 96 if options.quick else 192))
     OUTPUT.parent.mkdir(exist_ok=True)
     values = {kind: [asdict(speed) for speed in speeds] for kind, speeds in found.items()}
