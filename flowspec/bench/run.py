@@ -72,8 +72,8 @@ async def measure_speed(extent: Extent) -> dict[str, Speed]:
         for temperature in (0.0, 0.8):
             name = f"temperature {temperature:g}"
             found[name] = await compare(cluster, prompts, temperature=temperature, new_tokens=extent.tokens)
+    prompts = heldout_prompts(extent.emulated_prompts)
     async with LocalCluster("demo", STAGES, emulate=EMULATED) as cluster:
-        prompts = heldout_prompts(extent.emulated_prompts)
         found["emulated"] = await compare(cluster, prompts, temperature=0.0, new_tokens=extent.emulated_tokens)
     return found
 

@@ -90,9 +90,7 @@ def log_odds(chance: float) -> float:
 
 def at_one_place(*opinions: Mapping[int, float]) -> Evidence:
     """What drafters say of one place, given as token -> probability."""
-    scored = [
-        [(token, math.log(chance) if chance else -math.inf) for token, chance in each.items()] for each in opinions
-    ]
+    scored = [[(token, math.log(max(chance, 1e-300))) for token, chance in each.items()] for each in opinions]
     return evidence([[each] for each in scored])
 
 
@@ -156,7 +154,7 @@ def test_what_nobody_says_anything_of_has_no_evidence() -> None:
 @given(st.dictionaries(st.integers(0, 9), chances, max_size=6), st.dictionaries(st.integers(0, 9), chances, max_size=6))
 def test_children_are_ordered_and_never_more_than_certain(one: dict[int, float], other: dict[int, float]) -> None:
     found = best_of(OpinionPool([1.0, 0.75], 0.45), at_one_place(one, other))
-    assert {token for token, _ in found} == {token for each in (one, other) for token, chance in each.items() if chance}
+    assert {token for token, _ in found} == {*one, *other}
     given = [chance for _, chance in found]
     assert given == sorted(given, reverse=True)
     assert all(0.0 < chance <= 1.0 for chance in given)

@@ -372,8 +372,6 @@ class FakePipe:
         self.most_live: dict[str, int] = {}
         self.growing: dict[tuple[str, int], GrowTree] = {}
         self.stopping: set[tuple[str, int]] = set()
-        self.stopped = 0
-        """Steps that were broken off."""
         self.draft_busy = 0.0
         self.steps = 0
         self.draft_steps = 0
@@ -544,7 +542,6 @@ class FakePipe:
             self.growing.pop(key, None)
             stopped = key in self.stopping
             self.stopping.discard(key)
-            self.stopped += stopped
             found = () if stopped else children
             self.tell(TreeGrown(command.session, command.epoch, found, self.now - asked, stopped))
             self.draft()
