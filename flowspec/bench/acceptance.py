@@ -72,20 +72,27 @@ def heldout_samples(texts: Sequence[Sequence[int]], positions: int) -> list[tupl
 
 
 def make_drafter(named: str, target: Checkpoint, dtype: str) -> Drafter:
-    """KIND or KIND=DIR; for a hybrid DIR may again be KIND=DIR: what n-grams are joined with."""
+    """KIND or KIND=DIR, as a pipeline has it; for a hybrid DIR may again be KIND=DIR: what n-grams are joined with."""
     kind, _, folder = named.partition("=")
-    if kind == "hybrid":
-        inner = folder if folder.partition("=")[0] in KINDS else f"causal-lm={folder}" if folder else "causal-lm"
-        return HybridDrafter([NgramDrafter(), make_drafter(inner, target, dtype)])
     if kind == "ngram":
         return NgramDrafter()
+    if kind != "hybrid":
+        return HybridDrafter([_model_drafter(kind, folder, target, dtype)])
+    inner, _, inside = folder.partition("=")
+    if inner not in KINDS:
+        inner, inside = "causal-lm", folder
+    return HybridDrafter([NgramDrafter(), _model_drafter(inner, inside, target, dtype)])
+
+
+def _model_drafter(kind: str, folder: str, target: Checkpoint, dtype: str) -> Drafter:
+    """The demo's own of that kind where no folder is named."""
     if kind == "causal-lm":
         source = Checkpoint(resolve_model(folder or DEMO_DRAFTERS[kind]))
         check_vocabulary(source, target)
         return CausalLmDrafter.load(source, dtype=dtype, device="cpu", vocab_size=target.vocab_size)
     if kind in ("eagle", "eagle3") and (folder or kind in DEMO_DRAFTERS):
         return HeadDrafter(load_head(resolve_model(folder or DEMO_DRAFTERS[kind]), target, kind=kind, dtype=dtype))
-    raise SystemExit(f"{named}: KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}")
+    raise SystemExit(f"{kind}={folder}: KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}")
 
 
 def show(name: str, results: dict[str, Acceptance]) -> str:

@@ -28,11 +28,10 @@ logger = logging.getLogger(__name__)
 SURPLUS: Final = 2
 """Members are asked for this many times the children that are wanted, so that each has an opinion on the others'."""
 WEIGHTS: Final = {"ngram": 0.3}
-"""First weights, by the member's name; n-grams repeat what a model has counted in already, so they weigh less. Chosen
+"""First weights, by the member's name, beside another; n-grams repeat what a model has counted in already, so they weigh
+less than the 1 of all others, whose scores are probabilities already (`Sampler.rank`). Chosen
 with the demo's drafts at temperature 0 and 1 (`flowspec.bench.acceptance`): more is better for a weak model at
 temperature 0, and worse for a head, and where tokens are drawn."""
-WEIGHT: Final = 1.15
-"""Of any other member: models are surer than they say, since only tokens behind right ones matter."""
 BIAS: Final = 0.15
 """Where several members are: what two of them hold likely is likelier than either says."""
 
@@ -154,8 +153,8 @@ class HybridDrafter:
 
     def _first_pool(self) -> OpinionPool:
         if len(self.members) == 1:
-            return OpinionPool([1.0 if self.members[0].name == "ngram" else WEIGHT])
-        return OpinionPool([WEIGHTS.get(member.name, WEIGHT) for member in self.members], BIAS)
+            return OpinionPool([1.0])
+        return OpinionPool([WEIGHTS.get(member.name, 1.0) for member in self.members], BIAS)
 
     def _try(self, session: str, index: int, call: Callable[[Drafter], None]) -> None:
         """Have one member do something, unless it has failed in this session. The last that fails may be heard."""

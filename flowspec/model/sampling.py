@@ -26,7 +26,7 @@ import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,12 @@ SMALL_VOCABULARY = 8192
 """Up to this size noise is computed for the whole vocabulary when ranking, and kept per position."""
 NOISE_ROWS = 64
 """Positions whose noise is kept."""
+
+SHARPNESS: Final = 1.8
+"""How many times as far apart scores are as a draft's logits. What is scored is not what the draft would draw but what
+the target will: the largest sum of logit and known noise, of which only the draft's error is uncertain. An error like
+Gumbel noise of scale 1 / SHARPNESS makes that probability the softmax of SHARPNESS * (logit + T * noise). Measured with
+the demo's head, the likelihood is highest at 2.2 (temperature 0), 2.0 (0.5) and 1.5 (1)."""
 
 Children = list[tuple[int, float]]
 
@@ -139,10 +145,10 @@ class Sampler:
     ) -> list[Children]:
         """What a drafter would try first: per row of `logits` (n, V) at most `count` pairs (token, score), best first.
 
-        Temperature 0: the most probable tokens, with their log-probabilities at temperature 1. Above: those that the
-        *same noise* favours, with the log-softmax of the noised scores over what the cuts keep: 0 for a sole candidate,
-        and scores of one row stay log-probabilities that add up along a path. The first is what `sample` would draw;
-        in vocabularies above 8,192 as long as that is among the 1,024 most probable.
+        Temperature 0: the most probable tokens. Above: those that the *same noise* favours. A score is the logarithm
+        of how probable it is that the target draws the token (see `SHARPNESS`), over what the cuts keep: 0 for a sole
+        candidate, and scores add up along a path. The first is what `sample` would draw; in vocabularies above 8,192
+        as long as that is among the 1,024 most probable.
         """
         ranked = self._rank(numbers(logits), positions, count, history, paths)
         if self._ids is None:
@@ -163,12 +169,12 @@ class Sampler:
             values = np.stack(penalised)
         if self.parameters.temperature == 0.0:
             check_finite(values.max(axis=1), positions)
-            return best(values, count)
+            return best(values, count, SHARPNESS)
         scaled = self._scaled(values, positions)
         if self._uncut and self.vocab_size <= SMALL_VOCABULARY:
             for s, position in zip(scaled, positions, strict=True):
                 s += self._noise_of(position)
-            return best(scaled, count)
+            return best(scaled, count, self._sharpness)
         return [self._favoured(s, position, count) for s, position in zip(scaled, positions, strict=True)]
 
     def explain(
@@ -249,8 +255,13 @@ class Sampler:
             noise = self._noise_of(position)[kept]
         else:
             noise = gumbel(self.parameters.seed, position, self._named(kept))
-        (ranked,) = best((s[kept] + noise)[None], count)
+        (ranked,) = best((s[kept] + noise)[None], count, self._sharpness)
         return [(int(kept[index]), score) for index, score in ranked]
+
+    @property
+    def _sharpness(self) -> float:
+        """Of noised scores, which are 1 / T times as far apart as logits."""
+        return SHARPNESS * self.parameters.temperature
 
     def _noise_of(self, position: int) -> Floats:
         noise = self._noise.get(position)
@@ -280,8 +291,11 @@ def check_finite(greatest: npt.NDArray[np.floating], positions: Sequence[int]) -
         )
 
 
-def best(scores: npt.NDArray[np.floating], count: int) -> list[Children]:
-    """Per row of `scores` (n, m) the `count` best indices with their log-softmax, best first, the lower index first."""
+def best(scores: npt.NDArray[np.floating], count: int, sharpness: float) -> list[Children]:
+    """Per row of `scores` (n, m) the `count` best indices, best first, of equal ones the lower index first.
+
+    With each its part of the log-softmax of `sharpness` times the row.
+    """
     import torch
 
     rows = torch.from_numpy(scores)
@@ -289,7 +303,7 @@ def best(scores: npt.NDArray[np.floating], count: int) -> list[Children]:
     if bool((values[:, 1:] == values[:, :-1]).any()):
         # Which of equal ones a search for the best finds is not said; a stable sort is slower.
         values, indices = rows.sort(descending=True, stable=True)
-    values = values[:, :count] - rows.logsumexp(1, keepdim=True)
+    values = values[:, :count] * sharpness - (rows * sharpness).logsumexp(1, keepdim=True)
     return [
         [(index, value) for index, value in zip(*row, strict=True) if value > -math.inf]
         for row in zip(indices[:, :count].tolist(), values.tolist(), strict=True)

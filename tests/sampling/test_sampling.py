@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from flowspec.errors import InvariantViolation, PipelineError
 from flowspec.model import cuts, sampling
-from flowspec.model.sampling import Sampler, TokenHistory, draw_seed
+from flowspec.model.sampling import SHARPNESS, Sampler, TokenHistory, draw_seed
 from flowspec.wire.parameters import MAX_SEED, SamplingParameters
 from tests.sampling import naive
 
@@ -178,7 +178,7 @@ def test_the_penalty_counts_a_token_once_and_asks_history_and_path() -> None:
 def test_ranking_at_temperature_zero_gives_log_probabilities_best_first() -> None:
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     ranked = Sampler(SamplingParameters(), 50).rank(logits, [4, 5, 6], 4)
-    expected = torch.log_softmax(logits, dim=1).topk(4)
+    expected = torch.log_softmax(SHARPNESS * logits, dim=1).topk(4)
     assert [[token for token, _ in row] for row in ranked] == expected.indices.tolist()
     assert torch.tensor([[score for _, score in row] for row in ranked]) == pytest.approx(expected.values, abs=1e-5)
 
@@ -192,10 +192,29 @@ def test_ranking_under_noise_scores_are_log_probabilities_over_what_is_kept() ->
         assert [score for _, score in row] == sorted((score for _, score in row), reverse=True)
 
 
-def test_ranking_at_a_tiny_temperature_leaves_nothing_to_others() -> None:
-    ranked = Sampler(SamplingParameters(temperature=1e-45, seed=5), 64).rank(torch.randn(2, 64), [1, 2], 3)
-    assert [row[0][1] for row in ranked] == [0.0, 0.0]
-    assert all(score < -1e30 for row in ranked for _, score in row[1:])
+def test_ranking_at_a_tiny_temperature_is_ranking_at_temperature_zero() -> None:
+    logits = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    ranked = Sampler(SamplingParameters(temperature=1e-45, seed=5), 64).rank(logits, [1, 2], 3)
+    expected = Sampler(SamplingParameters(), 64).rank(logits, [1, 2], 3)
+    for row, wanted in zip(ranked, expected, strict=True):
+        assert [token for token, _ in row] == [token for token, _ in wanted]
+        assert [score for _, score in row] == pytest.approx([score for _, score in wanted], abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0, 2.0])
+def test_scores_come_true_as_often_as_they_say_where_logits_are_off_by_gumbel_noise(temperature: float) -> None:
+    rows, vocabulary = 4000, 24
+    dice = np.random.default_rng(0)
+    draft = dice.normal(0.0, 2.0, (rows, vocabulary))
+    target = draft + dice.gumbel(0.0, 1.0 / SHARPNESS, (rows, vocabulary))
+    sampler = Sampler(SamplingParameters(temperature=temperature, seed=1), vocabulary)
+    positions = range(rows)
+    ranked = sampler.rank(torch.from_numpy(draft), positions, 2)
+    drawn = [sampler.sample(row, position) for row, position in zip(torch.from_numpy(target), positions, strict=True)]
+    for rank in range(2):
+        said = np.mean([np.exp(row[rank][1]) for row in ranked])
+        came = np.mean([row[rank][0] == token for row, token in zip(ranked, drawn, strict=True)])
+        assert came == pytest.approx(said, abs=0.025)  # three standard errors
 
 
 @pytest.mark.parametrize("vocabulary", [300, 9000])
