@@ -42,6 +42,7 @@ def plan(
     from flowspec.planning import planner
     from flowspec.planning.estimate import Workload
     from flowspec.planning.language import SyntheticLanguage
+    from flowspec.schedule.continuous import ContinuousSettings
     from flowspec.synthetic.calibration import quality_for
     from flowspec.topology import Topology
 
@@ -55,7 +56,10 @@ def plan(
         rate=None if rate is None else rate * 1e6 / 8,
     )
     workload = Workload.synthetic(
-        SyntheticLanguage(quality_for(tokens_per_round)), 2, tokens=tokens, width=loaded.drafter.width
+        SyntheticLanguage(quality_for(tokens_per_round)),
+        2,
+        tokens=tokens,
+        settings=ContinuousSettings.with_width(loaded.drafter.width),
     )
     drafter = loaded.draft_node.name if keep_drafter else None
     found = planner.plan(known.devices, known.model, known.links, workload, drafter=drafter)

@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 SURPLUS: Final = 2
 """Members are asked for this many times the children that are wanted, so that each has an opinion on the others'."""
 WEIGHTS: Final = {"ngram": 0.3}
-"""First weights, by the member's name, beside another; n-grams repeat what a model has counted in already, so they weigh
-less than the 1 of all others, whose scores are probabilities already (`Sampler.rank`). Chosen
-with the demo's drafts at temperature 0 and 1 (`flowspec.bench.acceptance`): more is better for a weak model at
-temperature 0, and worse for a head, and where tokens are drawn."""
+"""First weights by the member's name, beside another member; all others have 1, since their scores are probabilities
+already (`Sampler.rank`). n-grams repeat what a model has counted in, so they weigh less. Chosen with the demo's drafts
+at temperature 0 and 1 (`flowspec.bench.acceptance`): more is better for a weak model at temperature 0, and worse for a
+head, and where tokens are drawn."""
 BIAS: Final = 0.15
 """Where several members are: what two of them hold likely is likelier than either says."""
 

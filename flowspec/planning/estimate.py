@@ -11,7 +11,8 @@ from flowspec.errors import ConfigurationError
 from flowspec.planning.language import Language, SyntheticLanguage
 from flowspec.planning.pipe import NO_OVERHEADS, LinkTime, Overheads, SimulatedPipe, StageTime
 from flowspec.planning.result import SimulationResult
-from flowspec.planning.simulator import PROMPT, WIDTH, simulate
+from flowspec.planning.simulator import PROMPT, simulate
+from flowspec.schedule.continuous import ContinuousSettings
 from flowspec.schedule.options import PolicyOptions
 
 APART = 1000
@@ -33,7 +34,7 @@ class Workload:
     sessions: int = 1
     prompt: int = PROMPT
     overheads: Overheads = NO_OVERHEADS
-    width: int = WIDTH
+    settings: ContinuousSettings | None = None
 
     @classmethod
     def synthetic(cls, language: SyntheticLanguage, runs: int, **more: Any) -> Workload:
@@ -58,7 +59,7 @@ class Workload:
             sessions=self.sessions,
             prompt=self.prompt,
             overheads=self.overheads,
-            width=self.width,
+            settings=self.settings,
             seed=number,
             trace=trace,
         )

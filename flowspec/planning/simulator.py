@@ -44,9 +44,6 @@ from flowspec.synthetic.guesses import Children
 PROMPT = 64
 """Tokens of a prompt, where nothing else is said."""
 
-WIDTH = 4
-"""Children per expanded token, where a command does not say: the default of a topology."""
-
 
 @dataclass(slots=True)
 class _Session:
@@ -72,7 +69,6 @@ class Simulation:
         *,
         settings: ContinuousSettings | None = None,
         overheads: Overheads = NO_OVERHEADS,
-        width: int = WIDTH,
         seed: int = 0,
         observer: Observer | None = None,
         check: bool = False,
@@ -85,7 +81,6 @@ class Simulation:
         self.draft_steps = 0
         self._language = language
         self._overheads = overheads
-        self._width = width
         self._observer = observer
         self._check = check
         self._names: dict[str, _Session] = {}
@@ -218,7 +213,7 @@ class Simulation:
 
     def _step(self) -> None:
         asked, command = self._steps.popleft()
-        children = self._names[command.session].guesses.grow(command, command.width or self._width)
+        children = self._names[command.session].guesses.grow(command, command.width)
         seconds = self.pipe.draft.of(len(command.expand)) + self._overheads.step
         self.draft_busy += seconds
         self.draft_steps += 1
@@ -289,7 +284,6 @@ def simulate(
     prompt: int = PROMPT,
     overheads: Overheads = NO_OVERHEADS,
     settings: ContinuousSettings | None = None,
-    width: int = WIDTH,
     seed: int = 0,
     trace: bool = False,
     check: bool = False,
@@ -305,7 +299,6 @@ def simulate(
         language,
         settings=settings,
         overheads=overheads,
-        width=width,
         seed=seed,
         observer=observer,
         check=check,

@@ -35,6 +35,7 @@ from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.runtime.metrics import Metric
 from flowspec.runtime.node import Node
 from flowspec.schedule.arbiter import Scheduler
+from flowspec.schedule.continuous import ContinuousSettings
 from flowspec.schedule.events import (
     BreakSession,
     Command,
@@ -117,7 +118,7 @@ class Coordinator(Node):
             topology.draft_node.name, close_deadline=topology.timeouts.close, drain_deadline=topology.timeouts.drain
         )
         self.topology = topology
-        self.scheduler = Scheduler()
+        self.scheduler = Scheduler(settings=ContinuousSettings.with_width(topology.drafter.width))
         self._transport = transport
         self._progress = progress or (lambda *_: None)
         self._make_drafter = drafter
@@ -181,7 +182,6 @@ class Coordinator(Node):
         self._drafts = DraftDesk(
             self.drafter,
             self._compute,
-            width=self.topology.drafter.width,
             vocab_size=self._vocab_size,
             deadline=self.topology.timeouts.progress,
             apply=self.apply,

@@ -75,7 +75,6 @@ class DraftDesk:
         drafter: Drafter | None,
         compute: ComputeThread,
         *,
-        width: int,
         vocab_size: int,
         deadline: float,
         apply: Callable[[Event], None],
@@ -85,7 +84,6 @@ class DraftDesk:
         self.drafter = drafter
         self._device = device or EmulatedDevice()
         self._compute = compute
-        self._width = width
         self._vocab_size = vocab_size
         self._deadline = deadline
         self._apply = apply
@@ -125,12 +123,11 @@ class DraftDesk:
         """One step; its answer comes as `TreeGrown`, or as `DrafterLost`."""
         assert self.drafter is not None
         asked = time.perf_counter()
-        width = command.width or self._width
         step = self._steps[command.session] = Step(command)
         if self._device.emulates:
-            growing = self._compute.run(self._grow_slowly, command, width, asked)
+            growing = self._compute.run(self._grow_slowly, command, asked)
         else:
-            growing = self._compute.run(self.drafter.grow, command, width, step.wanted)
+            growing = self._compute.run(self.drafter.grow, command, command.width, step.wanted)
         deadline = StepDeadline(self._deadline, lambda: self._give_up(command, growing))
 
         def answered(future: asyncio.Future[Children]) -> None:
@@ -154,11 +151,11 @@ class DraftDesk:
         if step is not None and step.command.epoch == epoch:
             step.is_wanted = False
 
-    def _grow_slowly(self, command: GrowTree, width: int, asked: float) -> Children:
+    def _grow_slowly(self, command: GrowTree, asked: float) -> Children:
         """On the drafter's thread: a step, and the rest of its emulated time."""
         assert self.drafter is not None
         began = self._device.begin_at(asked)
-        children = self.drafter.grow(command, width)
+        children = self.drafter.grow(command, command.width)
         self._device.hold(began, len(command.expand))
         return children
 

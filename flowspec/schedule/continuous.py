@@ -57,6 +57,11 @@ class ContinuousSettings:
     """The tree grows while tokens are in flight; else from a root that nobody guessed until its first verdict."""
     growth: GrowthSettings = field(default_factory=GrowthSettings)
 
+    @classmethod
+    def with_width(cls, width: int) -> ContinuousSettings:
+        """The defaults, with another number of children than `GrowthSettings.width`."""
+        return cls(growth=GrowthSettings(width=width))
+
 
 class Continuous:
     """Decides for one session."""

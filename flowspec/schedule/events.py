@@ -222,8 +222,8 @@ class GrowTree(Command):
     decree: int
     frontier: int | None = None
     token: int | None = None
-    width: int = 0
-    """Most children for each expanded token; 0: as many as the topology says."""
+    width: int = 4
+    """Most children for each expanded token."""
 
 
 @dataclass(frozen=True, slots=True)

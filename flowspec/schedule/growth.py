@@ -47,8 +47,10 @@ class GrowthSettings:
     first ones weigh more, see `first_impression`."""
     first_impression: float = 3.0
     """What a drafter is taken for at first counts as much as this many tokens that were seen."""
-    width: int = FLOWSPEC.width
-    """Children that the drafter is asked for, for each expanded token; 0: as many as the topology says."""
+    width: int = 6
+    """Children that the drafter is asked for, for each expanded token."""
+    width_contended: int = 4
+    """Most of them where the drafter takes time from the stages."""
     pool: int = 800
     """Most live tokens, waiting ones included. Far more than can be sent: what is unlikely now may soon be all there
     is, and the drafter is not asked twice for the same children unless it knows more."""
@@ -109,6 +111,12 @@ class Growth:
         """Most tokens that one step expands."""
         settings = self.settings
         return settings.expand if self._free else min(settings.expand, settings.expand_contended)
+
+    @property
+    def width(self) -> int:
+        """Children that are asked for, for each expanded token."""
+        settings = self.settings
+        return settings.width if self._free else min(settings.width, settings.width_contended)
 
     @property
     def floor(self) -> float:
@@ -183,7 +191,7 @@ class Growth:
             session.decree,
             frontier,
             token,
-            self.settings.width,
+            self.width,
         )
         again = sum(tree[serial].given for serial in chosen)
         for given in missing:

@@ -49,7 +49,7 @@ class FlowspecOptions(PolicyOptions):
     expand: int = whole(16, 64)
     """Most tokens that one step of the drafter expands; on shared cores at most 8."""
     width: int = whole(0, 64, least=0)
-    """Children per expanded token; 0: the topology's `drafter.width`."""
+    """Children per expanded token; 0: the topology's `drafter.width`. On shared cores at most 4."""
     score_order: bool = True
     """Send the most probable tokens first; else level by level."""
     prune: bool = True

@@ -59,5 +59,5 @@ def continuous_settings(settings: ContinuousSettings, options: PolicyOptions) ->
         segment=asked.segment,
         score_order=asked.score_order,
         expansion=asked.expansion,
-        growth=replace(settings.growth, expand=asked.expand, width=asked.width),
+        growth=replace(settings.growth, expand=asked.expand, width=asked.width or settings.growth.width),
     )

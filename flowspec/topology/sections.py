@@ -249,7 +249,7 @@ class Drafter(Section):
     """The drafter that joins `ngram` in a hybrid."""
     taps: Annotated[tuple[Annotated[int, Field(ge=-1, le=4096)], ...] | None, Field(strict=False)] = None
     """Of an eagle3 head, in place of what its folder says: inputs of the target's layers."""
-    width: Annotated[int, Field(ge=1, le=64)] = 4
+    width: Annotated[int, Field(ge=1, le=64)] = 6
 
     @property
     def model_kind(self) -> ModelDrafter | None:

@@ -72,7 +72,7 @@ class StuckDrafter:
 async def desk(drafter: StuckDrafter, deadline: float) -> AsyncIterator[tuple[DraftDesk, asyncio.Queue[Event]]]:
     events: asyncio.Queue[Event] = asyncio.Queue()
     compute = ComputeThread("drafter")
-    made = DraftDesk(cast(Drafter, drafter), compute, width=2, vocab_size=9, deadline=deadline, apply=events.put_nowait)
+    made = DraftDesk(cast(Drafter, drafter), compute, vocab_size=9, deadline=deadline, apply=events.put_nowait)
     try:
         yield made, events
     finally:

@@ -527,8 +527,8 @@ class FakePipe:
             self.draft()
             return
         cache = self.given[command.session]
-        most = command.width or None
-        children = tuple((s, self.guess(command.session, cache, s)[:most]) for s in command.expand if s in cache.rows)
+        guessed = [(s, self.guess(command.session, cache, s)) for s in command.expand if s in cache.rows]
+        children = tuple((s, guesses[: command.width]) for s, guesses in guessed)
         again = len(set(command.expand) - set(command.draft.serials))
         self.redrafted += again
         seconds = self.timing.draft(len(command.draft) + again) * self.factor()
