@@ -239,7 +239,10 @@ class Simulation:
         self.clock.at(arrives, self.stages[index].receive, flight)
 
     def _taken(self, flight: Flight) -> None:
-        self.clock.at(self._returns[0].arrival(0), self._tell, SegmentTaken(flight.ticket))
+        self.clock.at(self._returns[0].arrival(0), self._credited, flight.ticket)
+
+    def _credited(self, ticket: int) -> None:
+        self.clock.at(self.clock.now + self.scheduler.hold(ticket), self._tell, SegmentTaken(ticket))
 
     def _passed(self, index: int, flight: Flight) -> None:
         """A stage is done with a flight."""

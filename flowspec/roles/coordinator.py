@@ -124,6 +124,10 @@ class Coordinator(Node):
         self._make_drafter = drafter
         self._compute: ComputeThread | None = None
         self._channels: CoordinatorChannels | None = None
+        self._begun = 0
+        """The newest ticket that stage 1 has begun."""
+        self._credited: asyncio.TimerHandle | None = None
+        """Tells the scheduler so, when it is time."""
         self._desk: FrontDesk | None = None
         self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
         self._handlers: dict[type[Message], Handler] = {}
@@ -259,6 +263,8 @@ class Coordinator(Node):
         )
 
     async def _close(self) -> None:
+        if self._credited is not None:
+            self._credited.cancel()
         if self._desk is not None:
             self._desk.fail_all(CoordinatorStopped("the coordinator was stopped", node=self.name))
             await self._desk.flush()
@@ -302,6 +308,22 @@ class Coordinator(Node):
             self._carry_out(command)
         if happened is not None:
             self._traces.decided(happened, commands, self.scheduler)
+
+    def _credit(self, ticket: int) -> None:
+        """Stage 1 has begun a segment; the scheduler hears of it as late as does no harm."""
+        if self._credited is not None:
+            self._credited.cancel()
+            self._tell_credit()
+        self._begun = ticket
+        delay = self.scheduler.hold(ticket)
+        if delay > 0.0:
+            self._credited = asyncio.get_running_loop().call_later(delay, self._tell_credit)
+        else:
+            self._tell_credit()
+
+    def _tell_credit(self) -> None:
+        self._credited = None
+        self.apply(SegmentTaken(self._begun))
 
     def _carry_out(self, command: Command) -> None:
         assert self._desk is not None
@@ -390,7 +412,7 @@ class Coordinator(Node):
             case Returned():
                 self._returned(message)
             case Credit():
-                self.apply(SegmentTaken(message.ticket))
+                self._credit(message.ticket)
             case OpenAcknowledged():
                 self._recovery.opened(message)
             case Hello():

@@ -88,6 +88,25 @@ class Scheduler:
         """No session lives and nothing is in flight."""
         return not self._sessions and not self._tickets
 
+    def hold(self, ticket: int) -> float:
+        """Seconds for which the news that stage 1 has begun `ticket` may be kept from `handle`.
+
+        The segment for which it makes room would wait in front of the stage until it is free. It leaves as late as it
+        can without the stage waiting for it, since the later it is chosen, the more is known.
+        """
+        owner = self._tickets.get(ticket)
+        if owner is None or self.pipe.contended or any(each.prefilling for each in self._sessions.values()):
+            return 0.0
+        before = [later for later in self._tickets if later > ticket and self._is_alive(later, *self._tickets[later])]
+        if len(before) < self.pipe.queue - 1:
+            return 0.0
+        return self.pipe.slack([self._tokens(each, *self._tickets[each]) for each in (ticket, *before)])
+
+    def _tokens(self, ticket: int, name: str, epoch: int) -> int:
+        """How many tokens of a segment in flight stages compute, as far as is known here."""
+        session = self._sessions.get(name)
+        return session.load(ticket) if session is not None and session.epoch == epoch else 0
+
     # ---- events ------------------------------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Command]:

@@ -92,7 +92,7 @@ class SessionReady(Event):
 
 @dataclass(frozen=True, slots=True)
 class SegmentTaken(Event):
-    """Stage 1 has begun all segments up to `ticket`."""
+    """Stage 1 has begun all segments up to `ticket`. May be told late, see `Scheduler.hold`."""
 
     ticket: int
 

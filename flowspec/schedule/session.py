@@ -178,6 +178,13 @@ class Session:
         spared = self.verdict is None or not self.prunes
         return not self.finished and (spared or self.tree.holds_any(serials))
 
+    def load(self, ticket: int) -> int:
+        """Tokens that stages compute of that segment, as far as is known here."""
+        serials = self.flights.get(ticket, ())
+        if self.verdict is None or not self.prunes:
+            return len(serials)
+        return sum(serial in self.tree for serial in serials)
+
     def land(self, ticket: int) -> None:
         """A segment came back; unknown tickets belong to an older epoch."""
         self.flights.pop(ticket, None)

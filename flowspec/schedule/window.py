@@ -14,10 +14,12 @@ Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
     segment(n)     seconds that a segment of n tokens costs when the window is full: what it must be worth
     queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
                    forward
+    slack          how long the next segment may be put off without stage 1 waiting for it
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from math import ceil
 
@@ -32,6 +34,11 @@ ROUNDING = 0.5
 CROWDED = 1.6
 """How much longer a segment takes, where nodes share cores, than they measured each for itself: the CPU's caches hold
 another node's weights, and threads wait for a core (measured with five nodes on two cores)."""
+
+PUNCTUAL = 0.9
+UNPUNCTUAL_SECONDS = 0.001
+"""A segment that should arrive when stage 1 becomes free is meant to arrive that much earlier: a share of the time for
+which the stage is busy, and a time for software. A stage that waits loses more than a choice that is made earlier."""
 
 PREFILL_SIZES = (16, 32, 64, 96, 128)
 
@@ -89,6 +96,13 @@ class PipeModel:
         first = self.profile.stage_time(0, TYPICAL_TOKENS)
         way = 2 * self.profile.links[0] if self.profile.links else 0.0
         return 2 if way > first else 1
+
+    def slack(self, segments: Sequence[int]) -> float:
+        """Seconds from the news that stage 1 has begun the first of `segments` (tokens of each) to the moment at which
+        the next one has to leave, so that it arrives when the stage is done with all of them."""
+        busy = sum(self.profile.stage_time(0, tokens) for tokens in segments if tokens)
+        way = 2 * self.profile.links[0] if self.profile.links else 0.0
+        return max(0.0, busy * PUNCTUAL - way - UNPUNCTUAL_SECONDS)
 
     def prefill_chunk(self, prompt: int) -> int:
         """Tokens per chunk for which a prompt of that length is through the pipe first."""

@@ -26,6 +26,8 @@ AnyCommand = TypeVar("AnyCommand", bound=Command)
 CURVE = ((1, 0.06), (16, 0.069))
 PIPE = PipeProfile((CURVE,) * 4)
 REQUEST = SessionRequested("s", (5, 6, 7), "flowspec", 100, frozenset())
+HASTY = ContinuousSettings(impatience=1e9)
+"""Waits for no step of the drafter."""
 
 
 def only(commands: list[Command], kind: type[AnyCommand]) -> list[AnyCommand]:
@@ -199,3 +201,37 @@ def test_without_a_drafter_that_looks_text_up_nothing_is_copied() -> None:
     run = tuple(range(20, 32))
     scheduler = started(replace(REQUEST, prompt=(*run, 1, *run[:4])))
     assert not only(scheduler.handle(SegmentTaken(1)), SendSegment)
+
+
+def test_news_that_stage_one_has_begun_is_held_until_the_next_segment_would_just_arrive() -> None:
+    scheduler = started(settings=HASTY)
+    assert scheduler.hold(99) == 0.0  # no such segment is under way
+    scheduler.handle(SegmentTaken(1))
+    scheduler.handle(grown((2, ((8, -0.1),))))
+    (sent,) = only(scheduler.handle(returned(1, 2, 9)), SendSegment)
+    assert scheduler.hold(sent.ticket) == pytest.approx(scheduler.pipe.slack([len(sent.draft)]))
+    assert scheduler.hold(sent.ticket) > 0.0
+
+
+def test_nothing_is_held_while_a_prompt_is_on_its_way_or_nodes_share_cores() -> None:
+    scheduler = Scheduler(PIPE)
+    scheduler.handle(SessionRequested("s", tuple(range(900)), "flowspec", 100, frozenset()))
+    (sent,) = only(scheduler.handle(SessionReady("s", 0)), SendSegment)
+    assert scheduler.hold(sent.ticket) == 0.0
+    scheduler = Scheduler(PipeProfile((CURVE,) * 4, (), ((1, (0, 1, 2, 3), (CURVE,) * 4),), True))
+    scheduler.handle(REQUEST)
+    (sent,) = only(scheduler.handle(SessionReady("s", 0)), SendSegment)
+    assert scheduler.hold(sent.ticket) == 0.0
+
+
+def test_what_has_died_in_front_of_stage_one_is_not_waited_for() -> None:
+    scheduler = Scheduler(PipeProfile((CURVE,) * 4, (0.05,) * 5), HASTY)
+    assert scheduler.pipe.queue == 2
+    scheduler.handle(REQUEST)
+    scheduler.handle(SessionReady("s", 0))
+    (first,) = only(scheduler.handle(grown((2, ((8, -0.1),)))), SendSegment)
+    assert scheduler.hold(1) == pytest.approx(scheduler.pipe.slack([3, len(first.draft)]))
+    assert scheduler.hold(first.ticket) == 0.0  # behind it there is room for another
+    scheduler.handle(returned(1, 2, 9))
+    assert first.draft.serials[0] not in scheduler.sessions["s"].tree
+    assert scheduler.hold(first.ticket) == 0.0

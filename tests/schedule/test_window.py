@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from flowspec.schedule.events import PipeProfile
-from flowspec.schedule.window import PipeModel
+from flowspec.schedule.window import PUNCTUAL, UNPUNCTUAL_SECONDS, PipeModel
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -72,3 +72,14 @@ def test_prompts_go_in_chunks_that_keep_all_stages_busy() -> None:
     steep = PipeModel(PipeProfile((curve,) * 4))
     assert steep.prefill_chunk(1000) in (32, 64)
     assert PipeModel(PipeProfile((flat(0.01),) * 4)).prefill_chunk(1000) == 128
+
+
+def test_a_segment_may_leave_so_late_that_it_arrives_a_little_before_stage_one_is_free() -> None:
+    model = pipe(0.06, 0.06, link=0.008)
+    assert model.slack([4]) == pytest.approx(0.06 * PUNCTUAL - 2 * 0.008 - UNPUNCTUAL_SECONDS)
+    assert model.slack([4, 0, 9]) == pytest.approx(0.12 * PUNCTUAL - 2 * 0.008 - UNPUNCTUAL_SECONDS)
+
+
+def test_nothing_is_put_off_where_the_way_takes_longer_than_the_work() -> None:
+    assert pipe(0.01, 0.01, link=0.02).slack([4]) == 0.0
+    assert pipe(0.06, 0.06).slack([]) == 0.0
