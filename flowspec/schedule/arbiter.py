@@ -92,20 +92,16 @@ class Scheduler:
         """Seconds for which the news that stage 1 has begun `ticket` may be kept from `handle`.
 
         The segment for which it makes room would wait in front of the stage until it is free. It leaves as late as it
-        can without the stage waiting for it, since the later it is chosen, the more is known.
+        can without the stage waiting for it, since the later it is chosen, the more is known. Nothing is held where
+        nodes share cores, and while a prompt is on its way: it is not chosen.
         """
-        owner = self._tickets.get(ticket)
-        if owner is None or self.pipe.contended or any(each.prefilling for each in self._sessions.values()):
-            return 0.0
-        before = [later for later in self._tickets if later > ticket and self._is_alive(later, *self._tickets[later])]
-        if len(before) < self.pipe.queue - 1:
-            return 0.0
-        return self.pipe.slack([self._tokens(each, *self._tickets[each]) for each in (ticket, *before)])
-
-    def _tokens(self, ticket: int, name: str, epoch: int) -> int:
-        """How many tokens of a segment in flight stages compute, as far as is known here."""
+        name, epoch = self._tickets.get(ticket, ("", 0))
         session = self._sessions.get(name)
-        return session.load(ticket) if session is not None and session.epoch == epoch else 0
+        if session is None or session.epoch != epoch or self.pipe.contended:
+            return 0.0
+        if any(each.prefilling for each in self._sessions.values()):
+            return 0.0
+        return self.pipe.slack(session.load(ticket))
 
     # ---- events ------------------------------------------------------------------------------------------------------
 

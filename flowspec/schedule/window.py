@@ -14,12 +14,11 @@ Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
     segment(n)     seconds that a segment of n tokens costs when the window is full: what it must be worth
     queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
                    forward
-    slack          how long the next segment may be put off without stage 1 waiting for it
+    slack(n)       how long the next segment may be put off while stage 1 computes one of n tokens
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from math import ceil
 
@@ -93,16 +92,18 @@ class PipeModel:
 
     @cached_property
     def queue(self) -> int:
-        first = self.profile.stage_time(0, TYPICAL_TOKENS)
-        way = 2 * self.profile.links[0] if self.profile.links else 0.0
-        return 2 if way > first else 1
+        return 2 if self._way > self.profile.stage_time(0, TYPICAL_TOKENS) else 1
 
-    def slack(self, segments: Sequence[int]) -> float:
-        """Seconds from the news that stage 1 has begun the first of `segments` (tokens of each) to the moment at which
-        the next one has to leave, so that it arrives when the stage is done with all of them."""
-        busy = sum(self.profile.stage_time(0, tokens) for tokens in segments if tokens)
-        way = 2 * self.profile.links[0] if self.profile.links else 0.0
-        return max(0.0, busy * PUNCTUAL - way - UNPUNCTUAL_SECONDS)
+    @property
+    def _way(self) -> float:
+        """Seconds to stage 1 and back."""
+        return 2 * self.profile.links[0] if self.profile.links else 0.0
+
+    def slack(self, tokens: int) -> float:
+        """Seconds from the news that stage 1 has begun a segment to the moment at which the next one has to leave, so
+        that it arrives when the stage is free. 0 where the way there and back takes longer than the forward."""
+        busy = self.profile.stage_time(0, tokens) if tokens else 0.0
+        return max(0.0, busy * PUNCTUAL - self._way - UNPUNCTUAL_SECONDS)
 
     def prefill_chunk(self, prompt: int) -> int:
         """Tokens per chunk for which a prompt of that length is through the pipe first."""

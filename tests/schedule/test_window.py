@@ -76,10 +76,9 @@ def test_prompts_go_in_chunks_that_keep_all_stages_busy() -> None:
 
 def test_a_segment_may_leave_so_late_that_it_arrives_a_little_before_stage_one_is_free() -> None:
     model = pipe(0.06, 0.06, link=0.008)
-    assert model.slack([4]) == pytest.approx(0.06 * PUNCTUAL - 2 * 0.008 - UNPUNCTUAL_SECONDS)
-    assert model.slack([4, 0, 9]) == pytest.approx(0.12 * PUNCTUAL - 2 * 0.008 - UNPUNCTUAL_SECONDS)
+    assert model.slack(4) == pytest.approx(0.06 * PUNCTUAL - 2 * 0.008 - UNPUNCTUAL_SECONDS)
 
 
 def test_nothing_is_put_off_where_the_way_takes_longer_than_the_work() -> None:
-    assert pipe(0.01, 0.01, link=0.02).slack([4]) == 0.0
-    assert pipe(0.06, 0.06).slack([]) == 0.0
+    assert pipe(0.01, 0.01, link=0.02).slack(4) == 0.0
+    assert pipe(0.06, 0.06).slack(0) == 0.0
