@@ -24,7 +24,7 @@ from flowspec.cli.campaign import (
 from flowspec.cli.many import counts, numbers, separate
 from flowspec.errors import ConfigurationError
 
-BEST_DRAFTER = "eagle3"
+BEST_DRAFTER = "hybrid:eagle3"
 """Of the demo model, on devices of their own: the most tokens per forward at both temperatures (docs/drafters.md)."""
 
 DEMO_SWEEPS = ("chunked.tree=40,120", "pipedec.layer=8,32")
@@ -63,7 +63,7 @@ def demo(
     temperatures: Temperatures = None,
     policies: Annotated[Many, typer.Option(metavar="NAME", help="Who takes part.  [default: all]")] = None,
     sweep: Sweep = None,
-    drafters: Annotated[Many, typer.Option(metavar="KIND", help="The drafters.  [default: eagle3]")] = None,
+    drafters: Annotated[Many, typer.Option(metavar="KIND", help="The drafters.  [default: hybrid:eagle3]")] = None,
     profiles: Annotated[Many, typer.Option(metavar="NAME", help="The devices.  [default: paper-7b]")] = None,
     stages: Annotated[Many, typer.Option(metavar="N", help="How many.  [default: 4]")] = None,
     tokens: Tokens = 64,
