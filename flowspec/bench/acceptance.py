@@ -92,7 +92,7 @@ def _model_drafter(kind: str, folder: str, target: Checkpoint, dtype: str) -> Dr
         return CausalLmDrafter.load(source, dtype=dtype, device="cpu", vocab_size=target.vocab_size)
     if kind in ("eagle", "eagle3") and (folder or kind in DEMO_DRAFTERS):
         return HeadDrafter(load_head(resolve_model(folder or DEMO_DRAFTERS[kind]), target, kind=kind, dtype=dtype))
-    raise SystemExit(f"{kind}={folder}: KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}")
+    raise SystemExit(f"{kind}: KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}")
 
 
 def show(name: str, results: dict[str, Acceptance]) -> str:
