@@ -1,8 +1,7 @@
 """The coordinator: the draft node. It serves clients, asks the drafter, and carries out what the scheduler decides.
 
 It is the only one that tells a client what was generated, each token once, after its verdict. It knows no layer and no
-cache; what to send and when is the scheduler's to say, requests are the front
-desk's, the stages' health is the watch's.
+cache; what to send is the scheduler's to say, requests are the front desk's, the stages' health is the watch's.
 """
 
 from __future__ import annotations
@@ -19,10 +18,12 @@ from flowspec.drafting.drafter import Drafter, build_drafter
 from flowspec.errors import CoordinatorStopped, PipelineError
 from flowspec.model.target import Target, open_target
 from flowspec.roles.admission import Admission
+from flowspec.roles.credit_timer import CreditTimer
 from flowspec.roles.draft_desk import DraftDesk
 from flowspec.roles.examination import Examination, facts_of
 from flowspec.roles.feature_desk import FeatureDesk
 from flowspec.roles.figures import coordinator_figures
+from flowspec.roles.forward_desk import ForwardDesk
 from flowspec.roles.front_desk import FrontDesk
 from flowspec.roles.handshake import Handshake
 from flowspec.roles.introduction import host_identity, use_threads
@@ -53,10 +54,9 @@ from flowspec.schedule.events import (
     StopGrowth,
 )
 from flowspec.topology import Topology
-from flowspec.transport.base import CoordinatorChannels, Sender, Transport
+from flowspec.transport.base import CoordinatorChannels, Transport
 from flowspec.wire.frames import Envelope
 from flowspec.wire.messages import (
-    Cancelled,
     Census,
     ClockAnswer,
     Close,
@@ -124,12 +124,9 @@ class Coordinator(Node):
         self._make_drafter = drafter
         self._compute: ComputeThread | None = None
         self._channels: CoordinatorChannels | None = None
-        self._begun = 0
-        """The newest ticket that stage 1 has begun."""
-        self._credited: asyncio.TimerHandle | None = None
-        """Tells the scheduler so, when it is time."""
+        self._credits = CreditTimer(self.scheduler.hold, lambda ticket: self.apply(SegmentTaken(ticket)))
         self._desk: FrontDesk | None = None
-        self._outgoing: asyncio.Queue[Message] = asyncio.Queue()
+        self._outgoing = ForwardDesk()
         self._handlers: dict[type[Message], Handler] = {}
 
     def on(self, kind: type[Message], handler: Handler) -> None:
@@ -140,7 +137,7 @@ class Coordinator(Node):
 
     def send_down(self, message: Message) -> None:
         """Put a message into the forward pipe, in order with the segments."""
-        self._outgoing.put_nowait(message)
+        self._outgoing.put(message)
 
     def stage_died(self, name: str, reason: str) -> None:
         """For whoever saw the process of a stage end: its silence need not be waited for."""
@@ -235,7 +232,8 @@ class Coordinator(Node):
         node = self.topology.draft_node
         if node.metrics_port is not None:
             await self.serve_metrics(node.metrics_bind, node.metrics_port, self._figures, lambda: self.readiness)
-        self.spawn(self._feed_pipe(pipe), "forward pipe")
+        sending = self._outgoing.run(pipe, self._hints, self._traces, completed=self._completed, left=self._carried)
+        self.spawn(sending, "forward pipe")
         self.spawn(self._read_returns(), "return pipe")
         self.spawn(desk.read(), "clients")
         self.spawn(desk.write(), "answers")
@@ -263,8 +261,7 @@ class Coordinator(Node):
         )
 
     async def _close(self) -> None:
-        if self._credited is not None:
-            self._credited.cancel()
+        self._credits.close()
         if self._desk is not None:
             self._desk.fail_all(CoordinatorStopped("the coordinator was stopped", node=self.name))
             await self._desk.flush()
@@ -309,27 +306,11 @@ class Coordinator(Node):
         if happened is not None:
             self._traces.decided(happened, commands, self.scheduler)
 
-    def _credit(self, ticket: int) -> None:
-        """Stage 1 has begun a segment; the scheduler hears of it as late as does no harm."""
-        if self._credited is not None:
-            self._credited.cancel()
-            self._tell_credit()
-        self._begun = ticket
-        delay = self.scheduler.hold(ticket)
-        if delay > 0.0:
-            self._credited = asyncio.get_running_loop().call_later(delay, self._tell_credit)
-        else:
-            self._tell_credit()
-
-    def _tell_credit(self) -> None:
-        self._credited = None
-        self.apply(SegmentTaken(self._begun))
-
     def _carry_out(self, command: Command) -> None:
         assert self._desk is not None
         match command:
             case SendSegment(session, epoch, number, ticket, decree, draft):
-                self._outgoing.put_nowait(Segment(session, epoch, number, ticket, decree, draft, roster=()))
+                self._outgoing.put(Segment(session, epoch, number, ticket, decree, draft, roster=()))
             case GrowTree():
                 # Behind what is in the outgoing queue now: a step that has begun contends for the interpreter with it.
                 asyncio.get_running_loop().call_soon(self._drafts.ask, command)
@@ -339,7 +320,7 @@ class Coordinator(Node):
                 # The same; in the order of the commands.
                 asyncio.get_running_loop().call_soon(self._desk.emit, command)
             case FinishSession(session, epoch):
-                self._outgoing.put_nowait(Close(session, epoch))
+                self._outgoing.put(Close(session, epoch))
                 asyncio.get_running_loop().call_soon(self._desk.finish, command)
             case BreakSession(session, _, reason):
                 self._desk.fail(session, PipelineError(reason, session=session))
@@ -348,7 +329,7 @@ class Coordinator(Node):
                 admitted = request.admitted
                 request.epoch, request.unacknowledged = epoch, {stage.name for stage in self.topology.stages}
                 self._features.open(session, epoch, request.taps, admitted.row_limit)
-                self._outgoing.put_nowait(
+                self._outgoing.put(
                     Open(
                         session,
                         epoch,
@@ -362,34 +343,16 @@ class Coordinator(Node):
                 if admitted.trace:
                     self._traces.open(request, epoch, self.handshake.on_other_machines(host_identity()))
 
-    async def _feed_pipe(self, pipe: Sender) -> None:
-        """Task: send what was decided, in order; the roster is filled in at the last moment."""
-        assert self._desk is not None
-        assert self._channels is not None
-        while True:
-            message = await self._outgoing.get()
-            if isinstance(message, Segment):
-                self._watch.moved()
-                message = replace(message, roster=self._features.acknowledge(self.scheduler.roster()))
-                left = time.perf_counter_ns()
-                size = await pipe.send(message)
-                if self._traces.live:
-                    self._traces.sent(message, left, size)
-                    await self._ask_for_time()
-                request = self._desk.requests.get(message.session)
-                if request is not None:
-                    request.link_bytes += size
-                continue
-            await pipe.send(message)
-            if isinstance(message, Close):
-                await self._hints.send(Cancelled(message.session, message.epoch))
-            if self._traces.live:
-                await self._ask_for_time()
+    def _completed(self, segment: Segment) -> Segment:
+        """A segment as it leaves."""
+        self._watch.moved()
+        return replace(segment, roster=self._features.acknowledge(self.scheduler.roster()))
 
-    async def _ask_for_time(self) -> None:
-        query = self._traces.clock_query()
-        if query is not None and self._channels is not None:
-            await self._hints.send(query)
+    def _carried(self, session: str, size: int) -> None:
+        """A link was charged so many bytes for a session."""
+        request = None if self._desk is None else self._desk.requests.get(session)
+        if request is not None:
+            request.link_bytes += size
 
     # ---- the return pipe ---------------------------------------------------------------------------------------------
 
@@ -412,7 +375,7 @@ class Coordinator(Node):
             case Returned():
                 self._returned(message)
             case Credit():
-                self._credit(message.ticket)
+                self._credits.begun(message.ticket)
             case OpenAcknowledged():
                 self._recovery.opened(message)
             case Hello():
@@ -456,11 +419,8 @@ class Coordinator(Node):
         self._traces.drop(session)
 
     def _returned(self, message: Returned) -> None:
-        assert self._desk is not None
         self._watch.moved()
-        request = self._desk.requests.get(message.session)
-        if request is not None:
-            request.link_bytes += message.carried_bytes
+        self._carried(message.session, message.carried_bytes)
         self.apply(
             SegmentReturned(
                 message.ticket, message.session, message.epoch, message.number, message.frontier, message.token

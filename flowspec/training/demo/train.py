@@ -104,6 +104,7 @@ def run_drafts(options: argparse.Namespace) -> None:
             long_length=options.long_length,
             taps=options.taps if kind == "eagle3" else None,
             unroll=options.unroll,
+            decay=options.decay,
             self_generate=options.samples,
             rate=options.peak,
             device=options.device,
@@ -145,7 +146,14 @@ def run_all(options: argparse.Namespace) -> None:
     run_tokenizer(options)
     run_target(argparse.Namespace(**{**given, "minutes": options.target_minutes, "further": False}))
     run_settle(argparse.Namespace(**{**given, **SETTLING, "minutes": options.settle_minutes}))
-    drafts = {"minutes": options.draft_minutes, "kinds": list(DRAFTS), "unroll": 5, "taps": None, "positions": 200}
+    drafts = {
+        "minutes": options.draft_minutes,
+        "kinds": list(DRAFTS),
+        "unroll": 5,
+        "decay": 0.8,
+        "taps": None,
+        "positions": 200,
+    }
     run_drafts(argparse.Namespace(**{**given, **drafts}))
     write_report(options.target, DRAFT_DIR, options.corpus, REPORT_WINDOWS, options.target / "README.md")
 
@@ -235,6 +243,7 @@ def _parser() -> argparse.ArgumentParser:
     drafts.add_argument("--kinds", nargs="+", choices=list(DRAFTS), default=list(DRAFTS), help="which drafts")
     drafts.add_argument("--minutes", type=float, default=25.0, help="the time budget of each")
     drafts.add_argument("--unroll", type=int, default=5, help="draft steps that a head is trained for")
+    drafts.add_argument("--decay", type=float, default=0.8, help="how much less each deeper draft step counts")
     drafts.add_argument("--positions", type=int, default=200, help="trees to measure the acceptance length with")
     drafts.add_argument("--taps", type=int, nargs=3, default=None, help="hidden states that eagle3 reads")
     drafts.set_defaults(run=run_drafts, long_length=1024, batch=8)
