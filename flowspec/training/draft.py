@@ -41,7 +41,7 @@ VALIDATION_TOKENS: Final = 32_768
 SAMPLING_BATCH: Final = 64
 TOLD: Final = (
     *("batch", "length", "long_length", "unroll", "decay", "layers", "copy_layers", "draft_vocab", "own_embedding"),
-    *("feature_weight", "rate", "self_generate", "temperature", "dtype", "seed"),
+    *("feature_weight", "rate", "self_generate", "temperature", "own_share", "dtype", "seed"),
 )
 """What of a recipe is kept in training.json."""
 
@@ -117,7 +117,9 @@ class _Training:
         trainer = Trainer(
             self.student.module,
             distillation,
-            WindowStream([*self.texts.train, *own], recipe.seed),
+            WindowStream(
+                [*self.texts.train, *own * repeats(own, self.texts.train_tokens, recipe.own_share)], recipe.seed
+            ),
             plan,
             self.reporter,
             optimizers=Optimizers(self.student.module, recipe.rate),
@@ -265,6 +267,7 @@ class _Training:
             "own embedding": recipe.own_embedding,
             "draft vocabulary": self.student.head.weight.size(0),
             "text": Texts([*self.texts.train, *own], [], False).digest(),
+            "own text's share": recipe.own_share,
             "seed": recipe.seed,
         }
 
@@ -303,6 +306,12 @@ class _Training:
     def _told(self) -> dict[str, Any]:
         recipe = self.recipe
         return {name: getattr(recipe, name) for name in TOLD} | {"taps": list(self.student.taps)}
+
+
+def repeats(own: list[TokenFile], text_tokens: int, share: float) -> int:
+    """How often the target's own text has to come beside `text_tokens` tokens of other text to be that share of all."""
+    tokens = sum(len(file.tokens) for file in own)
+    return max(1, round(share / (1 - share) * text_tokens / tokens)) if tokens else 1
 
 
 def _device(name: str) -> torch.device:

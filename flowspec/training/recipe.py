@@ -51,6 +51,8 @@ class Recipe:
     """Factor on the learning rates."""
     self_generate: int = 0
     temperature: float = 0.8
+    own_share: float = 0.0
+    """The share of the training that those completions are at least, 0 <= own_share < 1: they are repeated for it."""
     device: str = "cpu"
     dtype: str = "bfloat16"
     seed: int = 0
@@ -76,6 +78,8 @@ class Recipe:
         for name, value, least in self._numbers():
             if value is not None and value < least:
                 raise ConfigurationError(f"{name} is {value:g}, and must be {least:g} or more")
+        if self.own_share >= 1:
+            raise ConfigurationError(f"--own-share is {self.own_share:g}, and must be less than 1")
         if self.kind == "causal-lm":
             self._only_for("eagle and eagle3", taps=self.taps, own_embedding=self.own_embedding or None)
         elif self.copy_layers:
@@ -100,6 +104,7 @@ class Recipe:
             ("--rate", self.rate, 0.0),
             ("--self-generate", self.self_generate, 0),
             ("--temperature", self.temperature, 0.0),
+            ("--own-share", self.own_share, 0.0),
             ("--feature-weight", self.feature_weight, 0.0),
             ("--positions", self.positions, 0),
         )

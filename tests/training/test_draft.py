@@ -22,10 +22,11 @@ from flowspec.drafting.head_files import load_head
 from flowspec.errors import ConfigurationError, ModelError
 from flowspec.model.weights import Checkpoint
 from flowspec.training.documents import Document
-from flowspec.training.draft import train_draft
+from flowspec.training.draft import repeats, train_draft
 from flowspec.training.heads import frequent_tokens
 from flowspec.training.progress import Progress
 from flowspec.training.recipe import Recipe
+from flowspec.training.windows import TokenFile
 from flowspec.wire.messages import FINAL
 from tests.checkpoints import EOS_ID, write_checkpoint
 from tests.training.test_loop import Heard
@@ -154,6 +155,22 @@ def test_the_targets_own_text_is_written_once_and_trained_on(recipe: Recipe) -> 
     assert any("6 completions by the model itself, from" in said for said in again.said)
 
 
+def test_the_targets_own_text_is_repeated_until_it_is_the_share_that_was_asked_for() -> None:
+    own = [TokenFile(np.zeros(50, dtype=np.int32))] * 2
+    assert repeats(own, 900, 0.0) == repeats(own, 900, 0.1) == 1
+    assert repeats(own, 900, 0.5) == 9
+    assert repeats(own, 300, 0.75) == 9
+    assert repeats([], 900, 0.5) == 1
+
+
+def test_a_checkpoint_with_another_share_of_own_text_is_refused(recipe: Recipe) -> None:
+    asked = replace(recipe, self_generate=6, prompt_length=8, own_share=0.5)
+    train_draft(asked, Heard())
+    assert facts_of(recipe)["sampled_tokens"] == 6 * 24
+    with pytest.raises(ConfigurationError, match=r"own text's share 0.5, and now it is 0.2"):
+        train_draft(replace(asked, own_share=0.2), Heard())
+
+
 def test_the_other_texts_of_a_checkpoint_are_noticed(recipe: Recipe) -> None:
     train_draft(recipe, Heard())
     other = [Document("a", "a fox and a dog " * 400, (), False), Document("b", "where it sleeps " * 60, (), True)]
@@ -178,6 +195,8 @@ def test_a_checkpoint_of_the_same_model_with_other_weights_is_refused(recipe: Re
         ({"kind": "causal-lm", "taps": (1,)}, "--taps is for eagle"),
         ({"draft_vocab": 50}, "--draft-vocab is for eagle3"),
         ({"copy_layers": True}, "--copy-layers is for causal-lm"),
+        ({"own_share": 1.0}, "--own-share is 1, and must be less than 1"),
+        ({"own_share": -0.1}, "--own-share is -0.1"),
         ({"unroll": 40}, "too short for --unroll"),
         ({"taps": (1, 2)}, "reads one hidden state"),
         ({"taps": (9,)}, "the input of layer 9"),

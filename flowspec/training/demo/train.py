@@ -39,6 +39,7 @@ VALIDATION_TOKENS: Final = 49_152
 REPORT_WINDOWS: Final = 512
 SETTLING: Final = {"compile": False, "peak": 0.2, "long_length": 512, "weight": 1.0}
 """The model writes text between two steps, so nothing is compiled; what it learned must not be forgotten."""
+DRAFTING: Final = {"unroll": 5, "decay": 0.8, "taps": None, "temperature": 0.8, "own_share": 0.0, "positions": 200}
 DRAFTS: Final = {"causal-lm": DRAFT_DIR, "eagle": EAGLE_DIR, "eagle3": EAGLE3_DIR}
 """Where the shipped draft of each kind lies."""
 
@@ -106,6 +107,8 @@ def run_drafts(options: argparse.Namespace) -> None:
             unroll=options.unroll,
             decay=options.decay,
             self_generate=options.samples,
+            temperature=options.temperature,
+            own_share=options.own_share,
             rate=options.peak,
             device=options.device,
             seed=options.seed,
@@ -146,15 +149,7 @@ def run_all(options: argparse.Namespace) -> None:
     run_tokenizer(options)
     run_target(argparse.Namespace(**{**given, "minutes": options.target_minutes, "further": False}))
     run_settle(argparse.Namespace(**{**given, **SETTLING, "minutes": options.settle_minutes}))
-    drafts = {
-        "minutes": options.draft_minutes,
-        "kinds": list(DRAFTS),
-        "unroll": 5,
-        "decay": 0.8,
-        "taps": None,
-        "positions": 200,
-    }
-    run_drafts(argparse.Namespace(**{**given, **drafts}))
+    run_drafts(argparse.Namespace(**{**given, **DRAFTING, "minutes": options.draft_minutes, "kinds": list(DRAFTS)}))
     write_report(options.target, DRAFT_DIR, options.corpus, REPORT_WINDOWS, options.target / "README.md")
 
 
@@ -242,11 +237,13 @@ def _parser() -> argparse.ArgumentParser:
     drafts = parts.add_parser("drafts", parents=[_common()])
     drafts.add_argument("--kinds", nargs="+", choices=list(DRAFTS), default=list(DRAFTS), help="which drafts")
     drafts.add_argument("--minutes", type=float, default=25.0, help="the time budget of each")
-    drafts.add_argument("--unroll", type=int, default=5, help="draft steps that a head is trained for")
-    drafts.add_argument("--decay", type=float, default=0.8, help="how much less each deeper draft step counts")
-    drafts.add_argument("--positions", type=int, default=200, help="trees to measure the acceptance length with")
-    drafts.add_argument("--taps", type=int, nargs=3, default=None, help="hidden states that eagle3 reads")
-    drafts.set_defaults(run=run_drafts, long_length=1024, batch=8)
+    drafts.add_argument("--unroll", type=int, help="draft steps that a head is trained for")
+    drafts.add_argument("--decay", type=float, help="how much less each deeper draft step counts")
+    drafts.add_argument("--temperature", type=float, help="of the target's own completions")
+    drafts.add_argument("--own-share", type=float, help="the share of the training that these are made")
+    drafts.add_argument("--positions", type=int, help="trees to measure the acceptance length with")
+    drafts.add_argument("--taps", type=int, nargs=3, help="hidden states that eagle3 reads")
+    drafts.set_defaults(run=run_drafts, long_length=1024, batch=8, **DRAFTING)
     corpus = parts.add_parser("corpus", parents=[_common()])
     corpus.add_argument("--out", type=Path, default=Path("build/demo/corpus"), help="where the files go")
     corpus.set_defaults(run=run_corpus)
