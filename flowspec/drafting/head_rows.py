@@ -5,8 +5,8 @@ cache position i - 1. That state is the target's, once its features are there, w
 accepted at that position are dead, so nothing is lost where it does not fit them. Until then it is the output of the
 parent's row. A row that was made from true states, as were its ancestors', is final.
 
-What a step computes is the least that its answer needs, in as few forwards as there are levels of tokens that wait for
-one another's outputs. It knows no vocabulary scores and no sampling.
+What a step computes is the least that its answer needs, in one forward, or as many as there are levels of new tokens
+that wait for one another's outputs. It knows no vocabulary scores and no sampling.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class HeadRows:
         self._unsettled: list[tuple[int, bool]] = []  # (token id, from a true state) of the rest of the prefix
         self._clock = 0  # counts forwards
         self._made: IntArray = np.empty(0, np.int64)  # per tree row: the forward that computed it last
+        self._read: IntArray = np.empty(0, np.int64)  # per tree row: the one that had made what it read of its parent
         self._true = np.empty(0, np.bool_)  # per tree row: from a true state
         self._last_made = 0  # as `_made`, of the last accepted row
 
@@ -66,7 +67,8 @@ class HeadRows:
         self.cache.note(frontier, token)
         pruned = self.cache.prune()
         if pruned is not None:
-            self._made, self._true = self._made[pruned.kept], self._true[pruned.kept]
+            kept = pruned.kept
+            self._made, self._read, self._true = self._made[kept], self._read[kept], self._true[kept]
             self._join(pruned.accepted_tokens)
 
     def give(self, draft: DraftTokens, decree: int) -> None:
@@ -99,28 +101,25 @@ class HeadRows:
     # ---- choosing
 
     def advance(self, expand: tuple[int, ...]) -> None:
-        """Make and remake rows, so that those of `expand` are as good as can be known now. Where a token of `expand`
-        still has no row afterwards, it is dead, or nothing is known to make it from."""
-        end, cache = self.states.end, self.cache
+        """Make and remake rows, so that those of `expand` are as good as one forward makes them. Where a token of
+        `expand` still has no row afterwards, it is dead, or nothing is known to make it from.
+
+        Where its parent is remade as well, a row reads the parent's output of before, and is remade when it is asked
+        for again: a forward for each level would make it a little better at once, and the step twice as long.
+        """
+        end = self.states.end
         new, positions = self._new(expand)
-        levels = self._outdated(expand, new)
-        steps: dict[int, tuple[list[int], list[int]]] = {}
-        for row, level in levels.items():
-            steps.setdefault(level, ([], []))[0].append(row)
         level_of: dict[int, int] = {}
+        steps: dict[int, list[int]] = {0: []}
         for index, (serial, parent) in enumerate(zip(new.serials, new.parents, strict=True)):
-            if positions[index] < end:
-                level = 0
-            elif parent in level_of:
-                level = level_of[parent] + 1
-            else:
-                above = cache.find(parent)
-                level = levels[above] + 1 if above in levels else 0
-            level_of[serial] = level
-            steps.setdefault(level, ([], []))[1].append(index)
-        for _, (rows, indices) in sorted(steps.items()):
-            for part in pieces(np.array(sorted(rows), np.int64), new.select(indices)):
+            above = level_of.get(parent) if positions[index] >= end else None
+            level = level_of[serial] = 0 if above is None else above + 1
+            steps.setdefault(level, []).append(index)
+        rows = self._outdated(expand, new)
+        for _, indices in sorted(steps.items()):
+            for part in pieces(rows, new.select(indices)):
                 self._compute(*part)
+            rows = np.empty(0, np.int64)
         if len(self._waiting) and len(new):
             left = [index for index, serial in enumerate(self._waiting.serials) if serial not in level_of]
             self._waiting = self._waiting.select(left)
@@ -171,28 +170,23 @@ class HeadRows:
         whole = max(first - 1, last) >= self._decree
         return (chain.followed_by(self._waiting), True) if whole else (chain, False)
 
-    def _outdated(self, expand: tuple[int, ...], new: DraftTokens) -> dict[int, int]:
-        """Rows to compute again, with the level of each: in the prefix and on the paths that matter those that could be
-        made from a true state now; and of `expand` those whose parent's output is newer than they are."""
+    def _outdated(self, expand: tuple[int, ...], new: DraftTokens) -> IntArray:
+        """Rows to compute again, increasing: in the prefix and on the paths that matter those that could be made from a
+        true state now; and of `expand` those whose parent's output is newer than they are, or about to be."""
         cache, prefix, end = self.cache, self.cache.prefix, self.states.end
-        levels = dict.fromkeys(range(self._settled, min(prefix, end)), 0)
+        again = set(range(self._settled, min(prefix, end)))
         named = {row for serial in expand if (row := cache.find(serial)) is not None}
         paths = named | {row for parent in new.parents if (row := cache.find(parent)) is not None}
         for row in cache.lineage(row for row in paths if row >= prefix):
             if cache.position_of(row) < end:
                 if not self._true[row - prefix]:
-                    levels[row] = 0
+                    again.add(row)
             elif row in named:
                 parent = cache.parent_of(row)
-                if parent in levels:
-                    levels[row] = levels[parent] + 1
-                elif self._stamp(parent) > self._stamp(row):
-                    levels[row] = 0
-        return levels
-
-    def _stamp(self, row: int) -> int:
-        """Which forward computed a tree row or the last accepted row."""
-        return self._last_made if row < self.cache.prefix else int(self._made[row - self.cache.prefix])
+                made = self._last_made if parent < prefix else self._made[parent - prefix]
+                if parent in again or made > self._read[row - prefix]:
+                    again.add(row)
+        return np.array(sorted(again), np.int64)
 
     # ---- computing
 
@@ -202,6 +196,10 @@ class HeadRows:
         tokens = [*map(self._token_of, rows.tolist()), *draft.tokens]
         batch = cache.revise(rows, draft)
         true = batch.positions < self.states.end
+        # What the parents' outputs that are read now are from; of the prefix only the last row's ever is.
+        above = np.where(batch.parents < prefix, -1, batch.parents - prefix)[~true]
+        read = np.full(batch.count, self._clock + 1)
+        read[~true] = np.append(self._made, self._last_made)[above]
         try:
             embeds = head.embed(torch.tensor(tokens, dtype=torch.int64, device=head.device))
             states = embeds.new_empty(batch.count, head.hidden_size)
@@ -222,8 +220,10 @@ class HeadRows:
         if inside and rows[inside - 1] == cache.last_row:
             self._last_made = self._clock
         self._made[rows[inside:] - prefix] = self._clock
+        self._read[rows[inside:] - prefix] = read[inside:revised]
         self._true[rows[inside:] - prefix] = true[inside:revised]
         self._made = np.concatenate((self._made, np.full(len(draft), self._clock)))
+        self._read = np.concatenate((self._read, read[revised:]))
         self._true = np.concatenate((self._true, true[revised:]))
         self._join(cache.commit(self._decree))
 
@@ -236,7 +236,7 @@ class HeadRows:
         if count:
             self._unsettled += zip(tokens, self._true[:count].tolist(), strict=True)
             self._last_made = int(self._made[count - 1])
-            self._made, self._true = self._made[count:], self._true[count:]
+            self._made, self._read, self._true = self._made[count:], self._read[count:], self._true[count:]
             if self.history is not None:
                 self.history.add(tokens)
         final = next((i for i, (_, true) in enumerate(self._unsettled) if not true), len(self._unsettled))

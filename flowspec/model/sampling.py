@@ -26,7 +26,7 @@ import math
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ TIE = 1e-4
 """Two tokens closer than this, in units of log-probability, may change places by float32 rounding."""
 SMALL_VOCABULARY = 8192
 """Up to this size noise is computed for the whole vocabulary when ranking, and kept per position."""
+COLD = 1e-30
+"""Temperature below which logits divided by it may be beyond float32."""
 NOISE_ROWS = 64
 """Positions whose noise is kept."""
 
@@ -170,11 +172,14 @@ class Sampler:
         if self.parameters.temperature == 0.0:
             check_finite(values.max(axis=1), positions)
             return best(values, count, SHARPNESS)
-        scaled = self._scaled(values, positions)
         if self._uncut and self.vocab_size <= SMALL_VOCABULARY:
+            # The whole vocabulary, for every token that is expanded: in the precision of the logits where that reaches.
+            exact = np.float64 if self.parameters.temperature < COLD else values.dtype
+            scaled = self._scaled(values, positions, exact)
             for s, position in zip(scaled, positions, strict=True):
                 s += self._noise_of(position)
             return best(scaled, count, self._sharpness)
+        scaled = self._scaled(values, positions)
         return [self._favoured(s, position, count) for s, position in zip(scaled, positions, strict=True)]
 
     def explain(
@@ -226,9 +231,11 @@ class Sampler:
         values[seen] = np.where(before > 0, before / penalty, before * penalty)
         return values
 
-    def _scaled(self, values: npt.NDArray[np.floating], positions: Sequence[int]) -> Floats:
-        """Log-probabilities less that of the most probable token, as float64: of (V,) or of (n, V)."""
-        s = values.astype(np.float64)
+    def _scaled(
+        self, values: npt.NDArray[np.floating], positions: Sequence[int], dtype: npt.DTypeLike = np.float64
+    ) -> npt.NDArray[Any]:
+        """Log-probabilities less that of the most probable token, as `dtype`: of (V,) or of (n, V)."""
+        s = values.astype(dtype)
         greatest = s.max(axis=-1, keepdims=True)
         check_finite(greatest, positions)
         s -= greatest

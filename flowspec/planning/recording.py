@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowspec.errors import ConfigurationError
+from flowspec.planning.language import Opening
 from flowspec.schedule.events import GrowTree
 from flowspec.synthetic.guesses import Children
 from flowspec.topology.sections import LOOKING_UP
@@ -64,6 +65,10 @@ class Recording:
 
     def passage(self, session: int) -> Passage:
         return self.passages[session % len(self.passages)]
+
+    def opening(self, session: int) -> Opening:
+        passage = self.passage(session)
+        return Opening(passage.prompt, len(passage.positions), self.looks_text_up)
 
     def target(self, session: int) -> Callable[[int], int]:
         passage = self.passage(session)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flowspec.errors import InvariantViolation
 from flowspec.planning.clock import Channel, Cores, VirtualClock
-from flowspec.planning.language import Guesses, Language
+from flowspec.planning.language import FeatureReader, Guesses, Language
 from flowspec.planning.observer import Observer
 from flowspec.planning.pipe import NO_OVERHEADS, Overheads, SimulatedPipe
-from flowspec.planning.recording import Recording
 from flowspec.planning.result import SessionResult, SimulationResult
 from flowspec.planning.stage import Flight, SimulatedStage
 from flowspec.planning.story import Story
@@ -27,6 +26,7 @@ from flowspec.schedule.events import (
     Command,
     EmitTokens,
     Event,
+    FeaturesArrived,
     FinishSession,
     GrowTree,
     OpenSession,
@@ -56,6 +56,12 @@ class _Session:
     verdict: int = 0
     """The newest verdict that the coordinator has heard."""
     unacknowledged: int = 0
+    reader: FeatureReader | None = None
+    """The drafter, where it reads hidden states."""
+    features: int = 0
+    """Positions whose hidden states have come for it."""
+    learned: int = 0
+    """Positions whose hidden states it has read."""
     result: SessionResult = field(default_factory=SessionResult)
 
 
@@ -120,6 +126,8 @@ class Simulation:
         options = asked.options or read_options(asked.policy)
         story = Story(len(asked.prompt) - 1, self._language.target(index), prunes=options.prunes)
         session = _Session(index, asked.session, story, self._language.guesses(index))
+        if isinstance(session.guesses, FeatureReader):
+            session.reader, asked = session.guesses, replace(asked, features=True)
         session.result.asked = when
         self.sessions.append(session)
         self._names[asked.session] = session
@@ -213,6 +221,7 @@ class Simulation:
 
     def _step(self) -> None:
         asked, command = self._steps.popleft()
+        self._learn()
         children = self._names[command.session].guesses.grow(command, command.width)
         seconds = self.pipe.draft.of(len(command.expand)) + self._overheads.step
         self.draft_busy += seconds
@@ -226,7 +235,26 @@ class Simulation:
         if self._observer is not None:
             self._observer.drafted(asked, command, children)
         self._tell(TreeGrown(command.session, command.epoch, children, self.clock.now - asked))
+        self._learn()
         self._draft()
+
+    def _learn(self) -> None:
+        """Between two steps the drafter reads the hidden states that have come; that takes it no time."""
+        for session in self._live:
+            if session.reader is not None and session.learned < session.features:
+                session.learned = session.features
+                session.reader.learn(session.learned)
+                self._tell(FeaturesArrived(session.name, 0, session.learned))
+
+    def _send_features(self, session: _Session, count: int, news: int) -> None:
+        """Every stage sends the hidden states of `news` positions, so that those below `count` are known."""
+        arrives = max(channel.arrival(news) for channel in self._returns)
+        self.clock.at(arrives, self._features_arrived, session, count)
+
+    def _features_arrived(self, session: _Session, count: int) -> None:
+        session.features = max(session.features, count)
+        if not self._drafting:
+            self._learn()
 
     # ---- the pipe ----------------------------------------------------------------------------------------------------
 
@@ -261,15 +289,20 @@ class Simulation:
     def _conclude(self, flight: Flight) -> None:
         """The tail has computed a segment: the verdict is published, the ticket goes back."""
         story, tail = flight.story, self.stages[-1]
+        session, known = self.sessions[flight.session], story.known
+        if session.reader is not None and flight.serials and flight.serials[0] <= story.decree:
+            prompt = sum(serial <= story.decree for serial in flight.serials)
+            self._send_features(session, flight.serials[0] + prompt, prompt)
         if flight.serials and story.compute(flight.serials):
             tail.heard[flight.session] = story.verdict
             heard = self._verdicts.arrival(0)
             for stage in self.stages[:-1]:
                 self.clock.at(heard, stage.hear, flight.session, story.verdict)
+            if session.reader is not None and story.known > known:
+                self.clock.at(heard, self._send_features, session, story.known, story.known - known)
             if self._observer is not None:
                 self._observer.judged(flight, heard)
-        name = self.sessions[flight.session].name
-        event = SegmentReturned(flight.ticket, name, 0, flight.number, story.frontier, story.token)
+        event = SegmentReturned(flight.ticket, session.name, 0, flight.number, story.frontier, story.token)
         back = self._returns[-1].arrival(0)
         if self._observer is not None:
             self._observer.carried(len(self.stages), flight, 0, back)
@@ -293,7 +326,7 @@ def simulate(
 ) -> SimulationResult:
     """Decode `tokens` tokens in each of `sessions` sessions that begin together, behind `prompt` tokens each.
 
-    A `Recording` has prompts of its own, and may have fewer tokens. `check` holds the scheduler's books
+    A language may have prompts of its own, and fewer tokens. `check` holds the scheduler's books
     to account after every event.
     """
     observer = Observer() if trace else None
@@ -308,10 +341,9 @@ def simulate(
     )
     for number in range(sessions):
         chain, count, recalls = tuple(range(prompt)), tokens, False
-        if isinstance(language, Recording):
-            passage = language.passage(number)
-            chain, count = passage.prompt, min(tokens, len(passage.positions))
-            recalls = language.looks_text_up
+        opening = language.opening(number)
+        if opening is not None:
+            chain, count, recalls = opening.prompt, min(tokens, opening.length), opening.recalls
         name = f"session-{number + 1}"
         run.request(SessionRequested(name, chain, policy, count, frozenset(), recalls=recalls, options=options))
     run.run()

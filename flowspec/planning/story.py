@@ -40,6 +40,11 @@ class Story:
         self._computed: dict[tuple[int, int], int] = {}
         """Serials of what the tail has computed, by parent and token."""
 
+    @property
+    def known(self) -> int:
+        """Positions up to the frontier: how many there are hidden states of for a drafter that reads them."""
+        return self._position + 1
+
     def send(self, draft: DraftTokens) -> None:
         """The coordinator has sent `draft`; some of it may be dead already."""
         for serial, parent, token in zip(draft.serials, draft.parents, draft.tokens, strict=True):

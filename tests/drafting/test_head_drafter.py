@@ -218,21 +218,30 @@ class Decoding:
         return bool(path) and (self.end > 0 or path[0] in self.exact) and len(new) <= DEEPEST
 
     def check(self, expand: tuple[int, ...], answer: Children) -> None:
-        """An answer is exact when all rows on its path are: those that are new, or of draft tokens in `expand`, or from
-        true states, and others as long as nothing came that changes them."""
+        """An answer is exact when all rows on its path are: those from true states, those that are new, or of draft
+        tokens in `expand`, if what they read of their parents is, and others as long as nothing came that changes them.
+        Of a parent that had a row before, that is read which it was before this step."""
         again = {serial for serial in expand if serial > self.decree}
+        before = dict(self.exact)
         fresh: set[int] = set()
+
+        def was_exact(serial: int, output: torch.Tensor) -> bool:
+            known = before[serial]
+            return known is not None and torch.allclose(known, output, atol=1e-12, rtol=0)
+
         for serial, children in sorted(answer):
             path = self.path(serial)
             tokens = [self.tokens[s].token for s in path]
             outputs = from_scratch(self.head, tokens, features_of(0, self.end, self.head.feature_size))
             ok = True
-            for known, output in zip(path[1:], outputs, strict=True):
+            for place, (known, output) in enumerate(zip(path[1:], outputs, strict=True)):
                 if known in fresh or self.tokens[known].position <= self.end:
                     pass
-                elif known in self.exact and known not in again:
-                    before = self.exact[known]
-                    ok = ok and before is not None and torch.allclose(before, output, atol=1e-12, rtol=0)
+                elif known in before and known not in again:
+                    ok = ok and was_exact(known, output)
+                else:
+                    above = path[place]
+                    ok = ok and (above not in before or was_exact(above, outputs[place - 1]))
                 if ok:
                     fresh.add(known)
                 if ok or known in again or known not in self.exact:
@@ -285,7 +294,7 @@ def test_children_are_those_of_an_evaluation_from_scratch(kind: str, sampling: s
             rows = decoding.drafter._sessions["s"].rows if decoding.drafter._sessions else None
             if rows is not None:
                 rows.cache.check_integrity()
-                assert len(rows._made) == len(rows._true) == rows.cache.tree_rows
+                assert len(rows._made) == len(rows._read) == len(rows._true) == rows.cache.tree_rows
                 assert rows._settled + len(rows._unsettled) == rows.cache.prefix
         compared += decoding.compared
         stale += decoding.stale
@@ -370,6 +379,24 @@ def test_a_guess_is_made_anew_when_the_row_above_it_was_even_if_that_is_accepted
     ((_, children),) = drafter.grow(ask((6,), told=(5, 2)), 2)
     assert head.forwards[5:] == [1]
     assert same(children, expected(head, [*PROMPT, 1, 2], 5))
+
+
+def test_features_reach_one_level_with_each_step_that_asks_and_no_step_is_longer_for_them() -> None:
+    head = SmallHead()
+    drafter = after_prompt(head)
+    drafter.grow(ask((5, 6, 7), (5, 4, 1), (6, 5, 2), (7, 6, 3)), 2)
+    drafter.take_features("s", 0, 4, features_of(4, 1))
+    wanted = {5: [1], 6: [1, 2], 7: [1, 2, 3]}
+    del head.forwards[:]
+    found = dict(drafter.grow(ask((5, 6, 7), told=(4, 1)), 2))
+    assert [same(found[serial], expected(head, [*PROMPT, *path], 5)) for serial, path in wanted.items()] == [1, 0, 0]
+    found = dict(drafter.grow(ask((5, 6, 7)), 2))
+    assert [same(found[serial], expected(head, [*PROMPT, *path], 5)) for serial, path in wanted.items()] == [1, 1, 0]
+    found = dict(drafter.grow(ask((5, 6, 7)), 2))
+    assert all(same(found[serial], expected(head, [*PROMPT, *path], 5)) for serial, path in wanted.items())
+    assert len(head.forwards) == 3
+    drafter.grow(ask((5, 6, 7)), 2)
+    assert len(head.forwards) == 3
 
 
 def test_accepted_tokens_are_read_together_once_their_features_are_there() -> None:
@@ -486,13 +513,14 @@ def test_a_step_that_fails_half_way_leaves_what_was_there() -> None:
     drafter.grow(ask((4,)), 2)
     drafter.grow(ask((5, 6), (5, 4, 1), (6, 5, 2)), 2)
     drafter.take_features("s", 0, 4, features_of(4, 1))
-    for layers in (0, 1, 2, 3):
+    for layers in (0, 1):
         head.fail_after = layers
         with pytest.raises(RuntimeError, match="the head fails"):
             drafter.grow(ask((5, 6, 7), (7, 6, 3), told=(4, 1)), 2)
         drafter._sessions["s"].rows.cache.check_integrity()
-    found = dict(drafter.grow(ask((5, 6, 7), (7, 6, 3), told=(4, 1)), 2))
-    assert list(found) == [5, 6, 7]
+    for _ in range(3):  # until the last row has read what its parent's parent made of the features
+        found = dict(drafter.grow(ask((5, 6, 7), (7, 6, 3), told=(4, 1)), 2))
+        assert list(found) == [5, 6, 7]
     assert same(found[7], expected(head, [*PROMPT, 1, 2, 3], 5))
 
 

@@ -27,6 +27,9 @@ class Clueless:
     def target(self, session: int) -> Callable[[int], int]:
         return LANGUAGE.target(session)
 
+    def opening(self, session: int) -> None:
+        return None
+
     def guesses(self, session: int) -> Clueless:
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,7 @@ from flowspec.planning.pipe import DraftTime, LinkTime, Overheads, SimulatedPipe
 from flowspec.planning.simulator import simulate
 from flowspec.schedule.options import OPTIONS
 from flowspec.schedule.policies import POLICIES
-from flowspec.synthetic.guesses import Quality
+from flowspec.synthetic.guesses import Quality, SyntheticGuesses
 from flowspec.synthetic.text import SyntheticText
 from tests.planning.pipes import DRAFT, LANGUAGE, LINK, STAGE, Clueless, even
 
@@ -60,6 +61,47 @@ def test_a_link_carries_one_segment_after_the_other() -> None:
     slow = LinkTime(latency=0.001, rate=1e6, message=0.0, token_bytes=10_000)
     pipe = SimulatedPipe.even(2, StageTime.line(0.001), slow, DRAFT)
     assert seconds_per_round(pipe) == pytest.approx(6 * DRAFT.of(1) + 2 * 0.001 + 5 * slow.busy(16) + slow.latency)
+
+
+class Reading(SyntheticGuesses):
+    """Guesses of a drafter that notes of how many positions it has read hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__(LANGUAGE.seed, LANGUAGE.quality)
+        self.known: list[int] = []
+
+    def learn(self, count: int) -> None:
+        self.known.append(count)
+
+
+@dataclass(frozen=True)
+class Read(SyntheticLanguage):
+    drafter: Reading = field(default_factory=Reading)
+
+    def guesses(self, session: int) -> Reading:
+        return self.drafter
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_drafter_that_reads_hidden_states_gets_those_of_accepted_tokens_in_order(policy: str) -> None:
+    language = Read(LANGUAGE.quality, LANGUAGE.seed)
+    result = simulate(even(3), policy, language=language, tokens=40, prompt=64, check=True)
+    known = language.drafter.known
+    assert known == sorted(set(known))
+    # The prompt first, in parts; in the end all but what the last verdicts brought, which nobody drafts behind.
+    assert known[0] <= 64
+    assert 64 + 40 - 3 * result.tokens_per_verdict - 1 <= known[-1]
+    assert result.written == (text(LANGUAGE.seed, 40),)
+
+
+def test_hidden_states_that_come_late_are_read_late() -> None:
+    counts = []
+    for seconds in (0.001, 3600.0):
+        language = Read(LANGUAGE.quality, LANGUAGE.seed)
+        pipe = replace(even(2), returns=(LinkTime(latency=seconds), LINK))
+        simulate(pipe, "chunked", language=language, tokens=20)
+        counts.append(len(language.drafter.known))
+    assert counts[0] > counts[1]
 
 
 def test_overheads_add_up_where_they_are_said_to() -> None:
