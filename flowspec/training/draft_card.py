@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 WHAT: Final = {
-    "eagle": "EAGLE head: one layer over the target's last hidden states (arXiv:2401.15077, 2406.16858)",
-    "eagle3": "EAGLE-3 head: hidden states from three depths of the target (arXiv:2503.01840)",
-    "causal-lm": "small causal language model",
+    "eagle": "An EAGLE head: one layer over the target's last hidden states (arXiv:2401.15077, 2406.16858)",
+    "eagle3": "An EAGLE-3 head: hidden states from three depths of the target (arXiv:2503.01840)",
+    "causal-lm": "A small causal language model",
 }
 
 
@@ -32,7 +32,7 @@ def card(facts: dict[str, Any]) -> str:
     return f"""\
 # A draft for {facts["target"]}
 
-A {WHAT[facts["kind"]]}, {facts["parameters"]:,} parameters of its own,
+{WHAT[facts["kind"]]}, {facts["parameters"]:,} parameters of its own,
 made by `flowspec train-draft` for that model and for no other. Use it with the drafter `{facts["kind"]}`.
 
 {unfinished}{note}## Training
