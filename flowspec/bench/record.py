@@ -19,6 +19,7 @@ from flowspec.bench.questions import read_set
 from flowspec.demo import MODEL_DIR
 from flowspec.drafting.acceptance import Teacher
 from flowspec.drafting.drafter import Drafter
+from flowspec.errors import FlowspecError
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
 from flowspec.model.sampling import Sampler
@@ -172,4 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    try:
+        main()
+    except FlowspecError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -22,6 +22,7 @@ from flowspec.bench.statistics import Pace, mean_ratio, total
 from flowspec.demo import MODEL_DIR
 from flowspec.drafting.acceptance import Teacher
 from flowspec.drafting.drafter import Drafter
+from flowspec.errors import ConfigurationError, FlowspecError
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
 from flowspec.model.sampling import Sampler
@@ -166,17 +167,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=POLICIES_SHOWN)
     parser.add_argument("--message-overhead", type=float, default=0.0, help="software's milliseconds per message")
     given = parser.parse_args(arguments)
+    if given.tokens < 2:
+        raise ConfigurationError(f"--tokens is {given.tokens}; a speed takes 2 or more")
     checkpoint = Checkpoint(resolve_model(given.model))
     tokenizer = load_tokenizer(checkpoint.path)
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype="float32")
     drafter = make_drafter(given.drafter, checkpoint, "float32")
     looks_text_up = given.drafter.partition("=")[0] in LOOKING_UP
     profile = load_profile(given.profile)
-    pipe = pipe_of_profile(profile, given.stages or profile.stages)
+    pipe = pipe_of_profile(profile, profile.stages if given.stages is None else given.stages)
     overheads = Overheads(message=given.message_overhead / 1e3)
     languages = {}
     for question in read_set(given.prompts, first=given.first, last=given.last).questions:
         sampling = SamplingParameters(temperature=given.temperature, seed=seed_of(given.seed, question))
+        sampling.validate()
         prompt = encode_prompt(tokenizer, question.prompt, False)
         text = write_text(block, drafter.taps, prompt, given.tokens, sampling)
         languages[question.identity] = Rehearsal(text, drafter, looks_text_up=looks_text_up)
@@ -188,4 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)  # a step has few rows: more threads wait for one another
-    main()
+    try:
+        main()
+    except FlowspecError as error:
+        raise SystemExit(f"error: {error}") from None
