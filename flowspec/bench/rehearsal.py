@@ -169,13 +169,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.tokens < 2:
         raise ConfigurationError(f"--tokens is {given.tokens}; a speed takes 2 or more")
+    if given.stages is not None and given.stages < 1:
+        raise ConfigurationError(f"--stages is {given.stages}; it must be 1 or more")
     checkpoint = Checkpoint(resolve_model(given.model))
     tokenizer = load_tokenizer(checkpoint.path)
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype="float32")
     drafter = make_drafter(given.drafter, checkpoint, "float32")
     looks_text_up = given.drafter.partition("=")[0] in LOOKING_UP
     profile = load_profile(given.profile)
-    pipe = pipe_of_profile(profile, profile.stages if given.stages is None else given.stages)
+    pipe = pipe_of_profile(profile, given.stages)
     overheads = Overheads(message=given.message_overhead / 1e3)
     languages = {}
     for question in read_set(given.prompts, first=given.first, last=given.last).questions:
