@@ -29,7 +29,6 @@ from flowspec.planning.recording import Guess, Passage, Position, Recording
 from flowspec.schedule.events import SessionRequested, TreeGrown
 from flowspec.schedule.level_growth import LevelGrowth
 from flowspec.schedule.session import Session
-from flowspec.wire.messages import DraftTokens
 from flowspec.wire.parameters import SamplingParameters
 
 SESSION = "recording"
@@ -118,11 +117,10 @@ def record(
         teacher.read(prompt[:-1])
         recorder.take_features(0, teacher.features)
         for _ in range(tokens):
-            # The root follows what was read: its serial and its parent's are those of its place in the text.
             at = len(teacher.tokens)
-            token = teacher.judge(DraftTokens((at,), (at - 1,), (root,)), sampler)[0]
-            positions.append(Position(token, recorder.drafts()))
-            teacher.read([root])
+            drafts = recorder.drafts()
+            token = teacher.write(root, sampler)
+            positions.append(Position(token, drafts))
             recorder.follow(token)
             recorder.take_features(at, teacher.features[at:])
             root = token

@@ -38,7 +38,6 @@ from flowspec.schedule.policies import POLICIES
 from flowspec.synthetic.guesses import Children
 from flowspec.topology.profiles import load_profile
 from flowspec.topology.sections import LOOKING_UP
-from flowspec.wire.messages import DraftTokens
 from flowspec.wire.parameters import SamplingParameters
 
 POLICIES_SHOWN = ("flowspec", "chunked", "pipedec", "autoregressive")
@@ -66,13 +65,8 @@ def write_text(
     written: list[int] = []
     try:
         teacher.read(prompt[:-1])
-        root = prompt[-1]
         while len(written) < count + BEYOND:
-            at = len(teacher.tokens)
-            token = teacher.judge(DraftTokens((at,), (at - 1,), (root,)), sampler)[0]
-            teacher.read([root])
-            written.append(token)
-            root = token
+            written.append(teacher.write(written[-1] if written else prompt[-1], sampler))
         return Text(tuple(prompt), tuple(written), teacher.features, sampling)
     finally:
         teacher.free()

@@ -25,7 +25,7 @@ from flowspec.cli.many import counts, numbers, separate
 from flowspec.errors import ConfigurationError
 
 BEST_DRAFTER = "hybrid:eagle3"
-"""Of the demo model, on devices of their own: the most tokens per forward at both temperatures (docs/drafters.md)."""
+"""Of the demo model, on devices of their own: as good as its best head (docs/drafters.md), and it copies."""
 
 DEMO_SWEEPS = ("chunked.tree=40,120", "pipedec.layer=8,32")
 

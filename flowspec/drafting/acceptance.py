@@ -148,8 +148,24 @@ class Teacher:
 
     def read(self, tokens: Sequence[int]) -> None:
         """Accept the next tokens of the text."""
-        if not tokens:
-            return
+        if tokens:
+            self._accept(tokens)
+
+    def write(self, last: int, sampler: Sampler) -> int:
+        """Accept `last`, the next token of the text, and return what the target samples behind it."""
+        logits = self._block.logits(self._accept([last]))[0]
+        return sampler.sample(logits, len(self.tokens), self._history(sampler))
+
+    def _history(self, sampler: Sampler) -> TokenHistory | None:
+        """What was read, where `sampler` asks for it."""
+        if not sampler.needs_history:
+            return None
+        history = TokenHistory(self._block.vocab_size)
+        history.add(self.tokens)
+        return history
+
+    def _accept(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Hidden states (n, hidden) of the next tokens of the text after the last layer."""
         first = len(self.tokens)
         serials = tuple(range(first, first + len(tokens)))
         parents = tuple(serial - 1 if serial else NO_PARENT for serial in serials)
@@ -161,6 +177,7 @@ class Teacher:
                 seen[FINAL] = self._block.normalise(output)
             self._features.append(torch.cat([seen[tap] for tap in self._taps], dim=1).cpu())
         self.tokens += tuple(tokens)
+        return output
 
     def judge(self, draft: DraftTokens, sampler: Sampler) -> list[int]:
         """What the target samples after each token of `draft`, a tree whose root follows what was read.
@@ -169,10 +186,7 @@ class Teacher:
         """
         block, cache = self._block, self._cache
         output = self._forward(draft, -1)
-        history = None
-        if sampler.needs_history:
-            history = TokenHistory(block.vocab_size)
-            history.add(self.tokens)
+        history = self._history(sampler)
         sampled = []
         for serial, logits in zip(draft.serials, block.logits(output), strict=True):
             row = cache.find(serial)

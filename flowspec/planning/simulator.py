@@ -211,6 +211,10 @@ class Simulation:
     # ---- the drafter -------------------------------------------------------------------------------------------------
 
     def _draft(self) -> None:
+        """Between two steps: the drafter reads what has come of hidden states, and begins with the next."""
+        if not self._drafting:
+            self._learn()
+        # What it has read may have made the scheduler ask, and this step begin, already.
         if self._drafting or not self._steps:
             return
         self._drafting = True
@@ -221,7 +225,6 @@ class Simulation:
 
     def _step(self) -> None:
         asked, command = self._steps.popleft()
-        self._learn()
         children = self._names[command.session].guesses.grow(command, command.width)
         seconds = self.pipe.draft.of(len(command.expand)) + self._overheads.step
         self.draft_busy += seconds
@@ -235,11 +238,10 @@ class Simulation:
         if self._observer is not None:
             self._observer.drafted(asked, command, children)
         self._tell(TreeGrown(command.session, command.epoch, children, self.clock.now - asked))
-        self._learn()
         self._draft()
 
     def _learn(self) -> None:
-        """Between two steps the drafter reads the hidden states that have come; that takes it no time."""
+        """Reading hidden states takes no time."""
         for session in self._live:
             if session.reader is not None and session.learned < session.features:
                 session.learned = session.features
@@ -253,8 +255,7 @@ class Simulation:
 
     def _features_arrived(self, session: _Session, count: int) -> None:
         session.features = max(session.features, count)
-        if not self._drafting:
-            self._learn()
+        self._draft()
 
     # ---- the pipe ----------------------------------------------------------------------------------------------------
 
