@@ -26,10 +26,12 @@ from flowspec.drafting.head_drafter import HeadDrafter
 from flowspec.drafting.head_files import load_head
 from flowspec.drafting.hybrid import HybridDrafter
 from flowspec.drafting.ngram import NgramDrafter
+from flowspec.errors import ConfigurationError
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
 from flowspec.model.text import encode_prompt, load_tokenizer
 from flowspec.model.weights import Checkpoint
+from flowspec.program import run_program
 from flowspec.topology.sections import DEMO_DRAFTERS
 from flowspec.wire.parameters import SamplingParameters
 
@@ -92,7 +94,9 @@ def _model_drafter(kind: str, folder: str, target: Checkpoint, dtype: str) -> Dr
         return CausalLmDrafter.load(source, dtype=dtype, device="cpu", vocab_size=target.vocab_size)
     if kind in ("eagle", "eagle3") and (folder or kind in DEMO_DRAFTERS):
         return HeadDrafter(load_head(resolve_model(folder or DEMO_DRAFTERS[kind]), target, kind=kind, dtype=dtype))
-    raise SystemExit(f"{kind}: KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}")
+    raise ConfigurationError(
+        f"there is no drafter {kind!r}", hint=f"KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}"
+    )
 
 
 def show(name: str, results: dict[str, Acceptance]) -> str:
@@ -158,4 +162,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    main()
+    run_program(main)

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from flowspec.model.cache import CacheShape, TreeCache
+from flowspec.program import run_program
 from flowspec.wire.messages import NO_PARENT, DraftTokens
 
 CONTEXT: Final = 1000
@@ -92,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,6 +15,7 @@ from pathlib import Path
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.speed import Speed, compare, heldout_prompts
 from flowspec.cluster import LocalCluster
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 
 STAGES = 4
@@ -61,4 +62,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -23,6 +23,7 @@ from flowspec.cluster import LocalCluster
 from flowspec.planning.language import SyntheticLanguage
 from flowspec.planning.simulator import simulate
 from flowspec.planning.sources import pipe_of_profile
+from flowspec.program import run_program
 from flowspec.runtime.emulated_link import LinkSchedule
 from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.runtime.loop import run
@@ -203,4 +204,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,6 +16,7 @@ from statistics import median
 from flowspec.bench.speed import generate, heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 from flowspec.wire.parameters import SamplingParameters
 
@@ -78,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,6 +15,7 @@ from flowspec.bench.speed import POLICIES, SEED, generate, heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.model.check import WholeModel, check_generation
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 from flowspec.wire.parameters import SamplingParameters
 
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

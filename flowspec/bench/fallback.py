@@ -22,6 +22,7 @@ from flowspec.client import Client
 from flowspec.cluster import local_topology
 from flowspec.drafting.drafter import Children, Wanted, always
 from flowspec.errors import PipelineError
+from flowspec.program import run_program
 from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.stage import StageNode
 from flowspec.runtime.loop import run
@@ -172,4 +173,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -36,6 +36,7 @@ from flowspec.bench.random_model import write_random_model
 from flowspec.client import Client, Generation
 from flowspec.cluster import LocalCluster
 from flowspec.forking import fork_server_ready, start_fork_server
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 from flowspec.topology import Topology
 from flowspec.transport.memory import MemoryTransport
@@ -269,4 +270,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -24,6 +24,7 @@ from pathlib import Path
 from flowspec.bench.fuzzed_desk import FuzzedDesk
 from flowspec.bench.mutations import Mutator
 from flowspec.errors import InvariantViolation, TopologyError, WireError
+from flowspec.program import run_program
 from flowspec.topology import Topology
 from flowspec.topology.document import parse_document
 from flowspec.wire.frames import FrameLimits, decode
@@ -165,4 +166,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from flowspec.bench.guided_inputs import TARGETS
+from flowspec.program import run_program
 
 INPUTS = 1_000_000
 SHARES = {"frames": 0.955, "topologies": 0.03, "clients": 0.015}
@@ -185,4 +186,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import zmq
 
 from flowspec.errors import PeerTimeout
+from flowspec.program import run_program
 from flowspec.runtime.compute import ComputeThread
 from flowspec.runtime.loop import run
 from flowspec.transport.sockets import SocketOptions, SocketReceiver, SocketSender, SocketSet
@@ -249,4 +250,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

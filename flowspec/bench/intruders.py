@@ -32,6 +32,7 @@ from flowspec.bench.speed import generate, heldout_prompts
 from flowspec.bench.stranger_costs import NodeCosts, measure_costs, thread_seconds
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 from flowspec.topology import Topology
 from flowspec.transport.keyring import CLIENT
@@ -237,4 +238,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

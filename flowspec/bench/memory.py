@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from flowspec.errors import PipelineError
+from flowspec.program import run_program
 
 STAGES = 4
 CASES = (("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "float32"))
@@ -164,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

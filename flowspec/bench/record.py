@@ -19,13 +19,13 @@ from flowspec.bench.questions import read_set
 from flowspec.demo import MODEL_DIR
 from flowspec.drafting.acceptance import Teacher
 from flowspec.drafting.drafter import Drafter
-from flowspec.errors import FlowspecError
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
 from flowspec.model.sampling import Sampler
 from flowspec.model.text import encode_prompt, load_tokenizer
 from flowspec.model.weights import Checkpoint
 from flowspec.planning.recording import Guess, Passage, Position, Recording
+from flowspec.program import run_program
 from flowspec.schedule.events import SessionRequested, TreeGrown
 from flowspec.schedule.level_growth import LevelGrowth
 from flowspec.schedule.session import Session
@@ -171,7 +171,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    try:
-        main()
-    except FlowspecError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_program(main)

@@ -22,7 +22,7 @@ from flowspec.bench.statistics import Pace, mean_ratio, total
 from flowspec.demo import MODEL_DIR
 from flowspec.drafting.acceptance import Teacher
 from flowspec.drafting.drafter import Drafter
-from flowspec.errors import ConfigurationError, FlowspecError
+from flowspec.errors import ConfigurationError
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
 from flowspec.model.sampling import Sampler
@@ -32,6 +32,7 @@ from flowspec.planning.language import Guesses, Opening
 from flowspec.planning.pipe import Overheads, SimulatedPipe
 from flowspec.planning.simulator import simulate
 from flowspec.planning.sources import pipe_of_profile
+from flowspec.program import run_program
 from flowspec.roles.admission import LIVE_ROWS, SPARE_ROWS
 from flowspec.schedule.events import GrowTree
 from flowspec.schedule.policies import POLICIES
@@ -188,7 +189,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)  # a step has few rows: more threads wait for one another
-    try:
-        main()
-    except FlowspecError as error:
-        raise SystemExit(f"error: {error}") from None
+    run_program(main)

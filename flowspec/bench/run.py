@@ -23,6 +23,7 @@ from flowspec.bench.sampling import measure_sampling
 from flowspec.bench.speed import Speed, compare, heldout_prompts
 from flowspec.cluster import LocalCluster
 from flowspec.demo import MODEL_DIR
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 
 STAGES = 4
@@ -143,4 +144,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from flowspec.model.sampling import Sampler
+from flowspec.program import run_program
 from flowspec.wire.parameters import SamplingParameters
 
 CASES = (
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -40,6 +40,7 @@ from flowspec.client import Client, Generation
 from flowspec.cluster import LocalCluster
 from flowspec.errors import FlowspecError
 from flowspec.forking import fork_server_ready, start_fork_server
+from flowspec.program import run_program
 from flowspec.runtime.logs import announce_logs
 from flowspec.runtime.loop import run
 from flowspec.topology import Topology
@@ -270,4 +271,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -18,6 +18,7 @@ from flowspec.bench.memory import resident
 from flowspec.bench.speed import POLICIES, heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 
 STAGES = 4
@@ -117,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -11,6 +11,7 @@ from flowspec.bench.speed import SEED, WARM_UP_TOKENS, heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.errors import PipelineError
+from flowspec.program import run_program
 from flowspec.runtime.loop import run
 
 PROMPTS = 4
@@ -61,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

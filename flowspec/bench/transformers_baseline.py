@@ -30,6 +30,7 @@ from flowspec.cluster import LocalCluster
 from flowspec.errors import PipelineError
 from flowspec.model.check import WholeModel, check_generation
 from flowspec.model.hub import resolve_model
+from flowspec.program import run_program
 from flowspec.runtime.compute import ComputeThread
 from flowspec.runtime.loop import run
 from flowspec.wire.parameters import SamplingParameters
@@ -339,4 +340,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -13,6 +13,7 @@ import typer
 from flowspec.cli.requests import check_counts, options_of
 from flowspec.cli.traces import check_trace, write_trace
 from flowspec.errors import PipelineError
+from flowspec.program import debugging
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -80,7 +81,6 @@ async def _demo(topology: Any, options: dict[str, Any], trace: Path | None) -> b
     from rich.console import Console
     from tokenizers import Tokenizer
 
-    from flowspec.cli.main import debugging
     from flowspec.cli.render import Readiness
     from flowspec.cluster import LocalCluster
     from flowspec.demo.prompts import DEMO_PROMPTS
@@ -142,7 +142,6 @@ async def _on_boards(stages: int, options: dict[str, Any]) -> bool:
     """The first prompt on emulated devices and links; whether both policies wrote the same."""
     from rich.console import Console
 
-    from flowspec.cli.main import debugging
     from flowspec.cluster import LocalCluster
     from flowspec.demo.prompts import DEMO_PROMPTS
     from flowspec.topology import Topology

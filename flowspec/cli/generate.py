@@ -15,6 +15,7 @@ import typer
 from flowspec.cli.requests import check_counts, check_drafter, check_policy, options_of, policy_options, read_prompt
 from flowspec.cli.traces import check_trace, write_trace
 from flowspec.errors import ConfigurationError, PipelineError
+from flowspec.program import debugging
 
 if TYPE_CHECKING:
     from flowspec.client import Client, Generation
@@ -251,7 +252,6 @@ async def _pipeline(call: Call) -> AsyncIterator[Client]:
         async with Client(call.address, connect_timeout=call.connect_timeout, key=call.key) as client:
             yield client
         return
-    from flowspec.cli.main import debugging
     from flowspec.cli.render import Readiness
     from flowspec.cluster import LocalCluster
 

@@ -1,11 +1,9 @@
-"""The entry point: commands, and how errors are told: one line, an exit code, and no traceback unless asked for."""
+"""The entry point: the commands, in the order in which they are listed."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
@@ -24,10 +22,7 @@ from flowspec.cli.status import status
 from flowspec.cli.trace import app as trace
 from flowspec.cli.train import train_draft
 from flowspec.cli.up import up
-from flowspec.errors import FlowspecError
-
-INTERRUPTED = 130
-INTERNAL = 70
+from flowspec.program import DEBUG, run_program
 
 app = typer.Typer(
     name="flowspec",
@@ -71,40 +66,14 @@ def _options(
     """One large language model over several small devices, fast for a single user."""
 
 
-def debugging() -> bool:
-    return os.environ.get("FLOWSPEC_DEBUG", "") not in ("", "0")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; always ends in `SystemExit`."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if "--debug" in given:
         given.remove("--debug")
         # The environment carries it to the nodes that a command starts.
-        os.environ["FLOWSPEC_DEBUG"] = "1"
-    code = INTERNAL
-    try:
-        app(args=given, prog_name="flowspec")
-    except FlowspecError as error:
-        code = _tell(error, str(error), error.exit_code)
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        print("interrupted", file=sys.stderr)
-        code = INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has enough; nothing more may be written when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}\n  this is a defect of flowspec; --debug shows where it happened"
-        code = _tell(error, reason, INTERNAL)
-    sys.exit(code)
-
-
-def _tell(error: Exception, text: str, code: int) -> int:
-    if debugging():
-        traceback.print_exception(error)
-    print(f"error: {text}", file=sys.stderr)
-    return code
+        os.environ[DEBUG] = "1"
+    run_program(lambda: app(args=given, prog_name="flowspec"))
 
 
 if __name__ == "__main__":

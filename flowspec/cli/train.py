@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from flowspec.program import INTERRUPTED
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
     from flowspec.training.progress import Progress
     from flowspec.training.recipe import Recipe
-
-INTERRUPTED = 130
 
 
 def train_draft(

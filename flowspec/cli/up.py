@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowspec.cli.logs import LogFormat, LogLevel
+from flowspec.program import debugging
 from flowspec.runtime.logs import announce_logs, configure_logs
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ def up(
 
 async def _up(topology: Topology) -> None:
     from flowspec.cli.head_probe import probe_head, reads_features
-    from flowspec.cli.main import debugging
     from flowspec.cli.render import Readiness
     from flowspec.cluster import LocalCluster
 

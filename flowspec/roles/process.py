@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from flowspec.errors import FlowspecError, PeerTimeout, PipelineError
+from flowspec.program import INTERRUPTED
 from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.spare import SpareNode
 from flowspec.roles.stage import StageNode
@@ -36,9 +37,6 @@ Report = Callable[[str, int, int], None]
 
 MAX_WORDS = 64 * 1024
 """Bytes of one message of a parent."""
-
-INTERRUPTED = 130
-"""Exit code of a node that was stopped before it had started, as shells have it."""
 
 
 AnyNode = StageNode | SpareNode | Coordinator
