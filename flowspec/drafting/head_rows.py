@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from flowspec.drafting.causal_lm import PREFILL_TOKENS
 from flowspec.drafting.head import DraftHead
 from flowspec.drafting.true_states import TrueStates
 from flowspec.model.columns import IntArray
-from flowspec.model.rows import NO_DRAFT
+from flowspec.model.rows import NO_DRAFT, Batch
 from flowspec.model.sampling import TokenHistory
 from flowspec.wire.messages import NO_PARENT, DraftTokens
 
@@ -202,13 +203,7 @@ class HeadRows:
         read[~true] = np.append(self._made, self._last_made)[above]
         try:
             embeds = head.embed(torch.tensor(tokens, dtype=torch.int64, device=head.device))
-            states = embeds.new_empty(batch.count, head.hidden_size)
-            known = torch.from_numpy(true).to(head.device)
-            if true.any():
-                states[known] = self.states.at(batch.positions[true])
-            if not true.all():
-                states[~known] = cache.sides_of(batch.parents[~true])
-            cache.store(head(embeds, states, cache, batch))
+            cache.store(head(embeds, self._states_of(batch, true), cache, batch))
         except BaseException:
             cache.abort()
             raise
@@ -226,6 +221,17 @@ class HeadRows:
         self._read = np.concatenate((self._read, read[revised:]))
         self._true = np.concatenate((self._true, true[revised:]))
         self._join(cache.commit(self._decree))
+
+    def _states_of(self, batch: Batch, true: npt.NDArray[np.bool_]) -> torch.Tensor:
+        """What the rows of `batch` take: the target's states where they are `true`, else their parents' outputs."""
+        if true.all():
+            return self.states.at(batch.positions)
+        if not true.any():
+            return self.cache.sides_of(batch.parents)
+        both = torch.cat((self.states.at(batch.positions[true]), self.cache.sides_of(batch.parents[~true])))
+        # A stable sort puts the true ones first; its inverse puts everyone back.
+        places = torch.from_numpy(np.argsort(np.argsort(~true, kind="stable")))
+        return both.index_select(0, places.to(both.device))
 
     def _token_of(self, row: int) -> int:
         return self.cache.token_of(row) if row >= self.cache.prefix else self._unsettled[row - self._settled][0]

@@ -77,4 +77,4 @@ class TrueStates:
         if self._buffer is None or not self.first <= positions.min() <= positions.max() < self.end:
             raise InvariantViolation(f"the states of [{self.first}, {self.end}) are held, asked for: {positions}")
         places = torch.from_numpy(positions - self.first + self._offset)
-        return self._buffer[places.to(self._buffer.device)]
+        return self._buffer.index_select(0, places.to(self._buffer.device))

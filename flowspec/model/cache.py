@@ -217,4 +217,4 @@ class TreeCache(RowTree):
         slots = rows - self.last_row
         if self._side is None or (len(slots) and not 0 <= slots.min() <= slots.max() <= self._count):
             raise InvariantViolation("no vector was stored for one of the rows")
-        return self._side[torch.from_numpy(slots).to(self._side.device)]
+        return self._side.index_select(0, torch.from_numpy(slots).to(self._side.device))

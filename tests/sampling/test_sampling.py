@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from flowspec.errors import InvariantViolation, PipelineError
 from flowspec.model import cuts, sampling
-from flowspec.model.sampling import SHARPNESS, Sampler, TokenHistory, draw_seed
+from flowspec.model.sampling import SHARPNESS, Sampler, TokenHistory, draw_seed, topmost
 from flowspec.wire.parameters import MAX_SEED, SamplingParameters
 from tests.sampling import naive
 
@@ -277,3 +278,18 @@ def test_drawn_seeds_are_valid_and_differ() -> None:
     assert len(seeds) == 100
     for seed in seeds:
         SamplingParameters(seed=seed).validate()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "count"), [(50, 50), (4096, 7), (32_000, 13), (32_001, 13), (32_000, 400), (128_000, 1024)]
+)
+def test_the_topmost_of_a_vocabulary_are_found_through_the_best_of_its_blocks(vocabulary: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(vocabulary + count)
+    rows = torch.randn(3, vocabulary, generator=generator)
+    rows[1] = rows[1].mul(4).round()  # many equal ones
+    rows[2] = -math.inf
+    rows[2, -count:] = torch.randn(count, generator=generator)  # all of them side by side
+    values, indices = topmost(rows, count)
+    assert torch.equal(values, rows.topk(count).values)
+    assert torch.equal(rows.gather(1, indices), values)
+    assert all(len(set(row)) == count for row in indices.tolist())
