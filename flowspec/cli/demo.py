@@ -155,8 +155,7 @@ async def _on_boards(stages: int, options: dict[str, Any]) -> bool:
         f"{stage.base_ms + stage.per_token_ms:.0f} ms a stage,\n{link.rate_mbit:g} Mbit/s between them "
         f"(emulated, profile {BOARDS}):"
     )
-    # On devices of their own it is the tree that counts, and the head grows the better one.
-    topology = Topology.local("demo", stages, profile=BOARDS, drafter={"kind": "hybrid", "of": "eagle3"})
+    topology = Topology.local("demo", stages, profile=BOARDS)
     async with LocalCluster(topology=topology, debug=debugging()) as cluster, cluster.client() as client:
         await client.generate(DEMO_PROMPTS[0], policy="flowspec", max_new_tokens=2)
         stream = client.stream(DEMO_PROMPTS[0], policy="flowspec", **few)

@@ -236,17 +236,20 @@ LOOKING_UP = ("ngram", "hybrid")
 DEMO_DRAFTERS: dict[str, str] = {"causal-lm": "demo-draft", "eagle": "demo-eagle", "eagle3": "demo-eagle3"}
 """Per kind the model (see `flowspec.model.hub.resolve_model`) that comes with the demo model."""
 
+DEMO_BEST_DRAFTER: ModelDrafter = "eagle3"
+"""The one of them that guesses best: what joins `ngram` unless told otherwise."""
+
 
 class Drafter(Section):
     """Who guesses ahead.
 
-    `auto` is a hybrid with the demo's own draft for the demo model, `synthetic` for the synthetic one, else `ngram`.
+    `auto` is `hybrid` with its own best draft for the demo model, `synthetic` for the synthetic one, else `ngram`.
     """
 
     kind: Literal["auto", "none", "ngram", "synthetic", "causal-lm", "eagle", "eagle3", "hybrid"] = "auto"
     model: Text | None = None
     of: ModelDrafter | None = None
-    """The drafter that joins `ngram` in a hybrid."""
+    """The drafter that joins `ngram` in a hybrid. None: a `causal-lm`, but for the demo model its own best draft."""
     taps: Annotated[tuple[Annotated[int, Field(ge=-1, le=4096)], ...] | None, Field(strict=False)] = None
     """Of an eagle3 head, in place of what its folder says: inputs of the target's layers."""
     width: Annotated[int, Field(ge=1, le=64)] = 6

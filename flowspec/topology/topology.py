@@ -24,6 +24,7 @@ from flowspec.topology.keys import Keys
 from flowspec.topology.profiles import emulation_of, load_profile
 from flowspec.topology.reading import first_error, with_full_paths
 from flowspec.topology.sections import (
+    DEMO_BEST_DRAFTER,
     WITHOUT_WEIGHTS,
     Device,
     Drafter,
@@ -307,10 +308,10 @@ class Topology(Section):
         kind, of, model = chosen.kind, chosen.of, chosen.model
         if kind == "auto":
             kind = "causal-lm" if model else OWN_DRAFTERS.get(self.model, "ngram")
-        if kind == "hybrid" and of is None:
-            of = "causal-lm"
         if kind not in WITHOUT_WEIGHTS and model is None:
             model = DEMO_MODEL
+        if kind == "hybrid" and of is None:
+            of = DEMO_BEST_DRAFTER if model == DEMO_MODEL else "causal-lm"
         return Drafter(kind=kind, of=of, model=model, taps=chosen.taps, width=chosen.width)
 
     # ---- layers ------------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ VALIDATION_TOKENS: Final = 32_768
 SAMPLING_BATCH: Final = 64
 TOLD: Final = (
     *("batch", "length", "long_length", "unroll", "decay", "layers", "copy_layers", "draft_vocab", "own_embedding"),
-    *("feature_weight", "rate", "self_generate", "temperature", "own_share", "dtype", "seed"),
+    *("feature_weight", "rate", "cooldown", "self_generate", "temperature", "own_share", "dtype", "seed"),
 )
 """What of a recipe is kept in training.json."""
 
@@ -250,7 +250,7 @@ class _Training:
         minutes = self.recipe.minutes
         if minutes is None and self.recipe.steps is None:
             minutes = MINUTES
-        return Schedule(minutes, self.recipe.steps)
+        return Schedule(minutes, self.recipe.steps, cooldown=self.recipe.cooldown)
 
     def _validation(self) -> torch.Tensor:
         return fixed_windows(self.texts.heldout, self.recipe.length, max(1, VALIDATION_TOKENS // self.recipe.length))

@@ -49,6 +49,8 @@ class Recipe:
     feature_weight: float = 0.1
     rate: float = 1.0
     """Factor on the learning rates."""
+    cooldown: float = 0.4
+    """The share of the training, at its end, in which they fall."""
     self_generate: int = 0
     temperature: float = 0.8
     own_share: float = 0.0
@@ -80,6 +82,8 @@ class Recipe:
                 raise ConfigurationError(f"{name} is {value:g}, and must be {least:g} or more")
         if self.own_share >= 1:
             raise ConfigurationError(f"--own-share is {self.own_share:g}, and must be less than 1")
+        if self.cooldown > 1:
+            raise ConfigurationError(f"--cooldown is {self.cooldown:g}, and must be 1 or less")
         if self.kind == "causal-lm":
             self._only_for("eagle and eagle3", taps=self.taps, own_embedding=self.own_embedding or None)
         elif self.copy_layers:
@@ -102,6 +106,7 @@ class Recipe:
             ("--layers", self.layers, 1),
             ("--draft-vocab", self.draft_vocab, 8),
             ("--rate", self.rate, 0.0),
+            ("--cooldown", self.cooldown, 0.0),
             ("--self-generate", self.self_generate, 0),
             ("--temperature", self.temperature, 0.0),
             ("--own-share", self.own_share, 0.0),

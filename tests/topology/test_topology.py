@@ -235,8 +235,10 @@ def test_the_drafter_auto_is_decided_by_the_model(
     ("model", "drafter", "expected"),
     [
         ("demo", "ngram", (None, None)),
-        ("demo", "auto", ("causal-lm", "demo-draft")),
-        ("demo", "hybrid", ("causal-lm", "demo-draft")),
+        ("demo", "auto", ("eagle3", "demo-eagle3")),
+        ("demo", "hybrid", ("eagle3", "demo-eagle3")),
+        ("demo", {"kind": "hybrid", "of": "causal-lm"}, ("causal-lm", "demo-draft")),
+        ("demo", {"kind": "hybrid", "model": "/srv/draft"}, ("causal-lm", "/srv/draft")),
         ("/srv/model", {"kind": "hybrid", "model": "/srv/draft"}, ("causal-lm", "/srv/draft")),
         ("/srv/model", {"kind": "hybrid", "of": "eagle", "model": "/srv/head"}, ("eagle", "/srv/head")),
         ("/srv/model", {"kind": "eagle3", "model": "/srv/head", "taps": [2, 5, -1]}, ("eagle3", "/srv/head")),

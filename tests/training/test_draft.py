@@ -197,6 +197,7 @@ def test_a_checkpoint_of_the_same_model_with_other_weights_is_refused(recipe: Re
         ({"copy_layers": True}, "--copy-layers is for causal-lm"),
         ({"own_share": 1.0}, "--own-share is 1, and must be less than 1"),
         ({"own_share": -0.1}, "--own-share is -0.1"),
+        ({"cooldown": 1.5}, "--cooldown is 1.5, and must be 1 or less"),
         ({"unroll": 40}, "too short for --unroll"),
         ({"taps": (1, 2)}, "reads one hidden state"),
         ({"taps": (9,)}, "the input of layer 9"),

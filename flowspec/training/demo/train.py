@@ -110,6 +110,7 @@ def run_drafts(options: argparse.Namespace) -> None:
             temperature=options.temperature,
             own_share=options.own_share,
             rate=options.peak,
+            cooldown=options.cooldown,
             device=options.device,
             seed=options.seed,
             note=options.note,
