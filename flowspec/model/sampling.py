@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from flowspec.errors import InvariantViolation, PipelineError
+from flowspec.errors import InvariantViolation
 from flowspec.model.cuts import FIRST_LOOK, Floats, Indices, keep, measure
 from flowspec.model.noise import HIGHEST, gumbel
+from flowspec.model.ranking import Children, best, check_finite, topmost
 from flowspec.wire.parameters import SamplingParameters
 
 if TYPE_CHECKING:
@@ -47,17 +48,12 @@ COLD = 1e-30
 """Temperature below which logits divided by it may be beyond float32."""
 NOISE_ROWS = 64
 """Positions whose noise is kept."""
-TOP_BLOCKS: Final = (64, 16)
-"""Neighbouring tokens of which only the best is looked at first when the best of a large vocabulary are looked for: the
-first of these that leaves few enough blocks."""
 
 SHARPNESS: Final = 1.8
 """How many times as far apart scores are as a draft's logits. What is scored is not what the draft would draw but what
 the target will: the largest sum of logit and known noise, of which only the draft's error is uncertain. An error like
 Gumbel noise of scale 1 / SHARPNESS makes that probability the softmax of SHARPNESS * (logit + T * noise). Measured with
 the demo's head, the likelihood is highest at 2.2 (temperature 0), 2.0 (0.5) and 1.5 (1)."""
-
-Children = list[tuple[int, float]]
 
 
 def draw_seed() -> int:
@@ -308,50 +304,3 @@ def numbers(logits: torch.Tensor) -> npt.NDArray[np.floating]:
         logits = logits.float()
     array: npt.NDArray[np.floating] = logits.numpy()
     return array
-
-
-def check_finite(greatest: npt.NDArray[np.floating], positions: Sequence[int]) -> None:
-    finite = np.isfinite(greatest)
-    if not finite.all():
-        index = int(np.flatnonzero(~finite)[0])
-        raise PipelineError(
-            f"the largest logit at position {positions[index]} is {greatest.flat[index]}: the model's output is damaged"
-        )
-
-
-def best(scores: npt.NDArray[np.floating], positions: Sequence[int], count: int, sharpness: float) -> list[Children]:
-    """Per row of `scores` (n, m) the `count` best indices, best first, of equal ones the lower index first.
-
-    With each its part of the log-softmax of `sharpness` times the row. `positions` (n,) are for an error's text.
-    """
-    import torch
-
-    rows = torch.from_numpy(scores)
-    values, indices = topmost(rows, min(count + 1, scores.shape[1]))
-    greatest = values[:, :1]
-    check_finite(greatest[:, 0].numpy(), positions)
-    if bool((values[:, 1:] == values[:, :-1]).any()):
-        # Which of equal ones a search for the best finds is not said; a stable sort is slower.
-        values, indices = rows.sort(descending=True, stable=True)
-    whole = rows.sub(greatest).mul_(sharpness).exp_().sum(1, keepdim=True).log_()
-    values = (values[:, :count] - greatest) * sharpness - whole
-    return [
-        [(index, value) for index, value in zip(*row, strict=True) if value > -math.inf]
-        for row in zip(indices[:, :count].tolist(), values.tolist(), strict=True)
-    ]
-
-
-def topmost(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `rows.topk(count)` of (n, m), in a fraction of its time where m is a large vocabulary.
-
-    No more than `count` blocks can hold the `count` largest, and those are the blocks with the largest maxima.
-    """
-    n, m = rows.shape
-    size = next((size for size in TOP_BLOCKS if m >= 4 * size * count and m % size == 0), None)
-    if size is None:
-        return rows.topk(count)
-    blocks = rows.view(n, m // size, size)
-    chosen = blocks.amax(2).topk(count).indices
-    few = blocks.gather(1, chosen[:, :, None].expand(n, count, size)).view(n, count * size)
-    values, inside = few.topk(count)
-    return values, chosen.gather(1, inside // size) * size + inside % size

@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 
 from flowspec.errors import InvariantViolation, PipelineError
 from flowspec.model import cuts, sampling
-from flowspec.model.sampling import SHARPNESS, Sampler, TokenHistory, draw_seed, topmost
+from flowspec.model.ranking import topmost
+from flowspec.model.sampling import SHARPNESS, Sampler, TokenHistory, draw_seed
 from flowspec.wire.parameters import MAX_SEED, SamplingParameters
 from tests.sampling import naive
 
