@@ -108,8 +108,7 @@ def stage_times(trace: Trace, topology: Topology) -> dict[str, list[tuple[float,
 
 def draft_times(trace: Trace, topology: Topology) -> list[tuple[float, float]]:
     """(nominal, measured) seconds of the drafter's steps."""
-    emulated = topology.draft_node.emulate
-    device = EmulatedDevice.like(emulated.draft if emulated is not None else None)
+    device = EmulatedDevice.of_drafter(topology.draft_node.emulate, layers=0)  # it is synthetic
     free, pairs = 0.0, []
     for span in sorted(_spans(trace, topology.draft_node.name, "drafted"), key=lambda span: span.end):
         if device.emulates:

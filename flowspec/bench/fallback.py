@@ -47,6 +47,7 @@ class KnowingDrafter:
 
     name = "knowing"
     weight_bytes = 0
+    layers = 0
     taps: tuple[int, ...] = ()
 
     def __init__(self, vocab_size: int) -> None:

@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drafter = make_drafter(given.drafter, checkpoint, "float32")
     looks_text_up = given.drafter.partition("=")[0] in LOOKING_UP
     profile = load_profile(given.profile)
-    pipe = pipe_of_profile(profile, given.stages)
+    pipe = pipe_of_profile(profile, given.stages, draft_layers=drafter.layers)
     overheads = Overheads(message=given.message_overhead / 1e3)
     languages = {}
     for question in read_set(given.prompts, first=given.first, last=given.last).questions:

@@ -109,6 +109,7 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
         head_bytes=(parameters.norm + parameters.head)
         * (narrow if narrow < size else max(size, DTYPE_BYTES["float32"])),
         draft_bytes=plan.weights + plan.row * rows,
+        draft_layers=plan.layers,
     )
     here = None
     if measure:
@@ -147,6 +148,7 @@ def _device(
 ) -> Device:
     from flowspec.planning.division import Device
     from flowspec.planning.pipe import DraftTime
+    from flowspec.planning.sources import draft_time
     from flowspec.topology.profiles import load_profile
 
     named = entry.emulate.profile if entry.emulate is not None else None
@@ -155,8 +157,8 @@ def _device(
     memory = entry.memory or (own.stage.memory if own is not None else None)
     draft = None
     if entry.emulate is not None and named is None:
-        step = entry.emulate.draft
-        draft = DraftTime(step.base_ms / 1e3, step.per_token_ms / 1e3) if step is not None else None
+        written = entry.emulate.draft
+        draft = draft_time(written, model.draft_layers) if written is not None else None
         if entry.role == "stage":
             layers = _held(topology, entry, model)
             line = entry.emulate.base_ms / 1e3, entry.emulate.per_token_ms / 1e3
@@ -166,7 +168,8 @@ def _device(
     if own is not None:
         stage = own.stage
         curve = _line(stage.base_ms / 1e3, stage.per_token_ms / 1e3, stage.layers, slower)
-        step_of = DraftTime(own.draft.base_ms * slower / 1e3, own.draft.per_token_ms * slower / 1e3)
+        step = draft_time(own.draft, model.draft_layers)
+        step_of = DraftTime(step.base * slower, step.per_token * slower)
         return Device(entry.name, curve, memory, draft or step_of)
     if here is not None:
         curve = tuple((tokens, seconds * slower) for tokens, seconds in here.layer)

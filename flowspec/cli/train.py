@@ -32,7 +32,7 @@ def train_draft(
         list[str] | None, typer.Option(metavar=".EXT", help="What is text in folders; may be repeated.")
     ] = None,
     begin: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Start with the weights of a draft of the same shape.")
+        Path | None, typer.Option(metavar="DIR", help="Start with this draft's weights; a head may get --layers more.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Time to train, over all runs.  [default: 30]")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to train, instead or at most.")] = None,

@@ -55,6 +55,7 @@ class CausalLmDrafter:
         self._opened: dict[str, tuple[SamplingParameters, int]] = {}
         self._sessions: dict[str, Drafting] = {}
         self.weight_bytes = block.weight_bytes
+        self.layers = block.layer_count
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, *, dtype: str, device: str, vocab_size: int | None = None) -> CausalLmDrafter:

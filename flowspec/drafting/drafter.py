@@ -43,6 +43,8 @@ class Drafter(Protocol):
 
     name: str
     weight_bytes: int
+    layers: int
+    """That a step goes through; 0 without a model."""
     taps: tuple[int, ...]
     """The target's hidden states that it reads at accepted tokens (`flowspec.wire.messages.FINAL`); () for none."""
 

@@ -70,6 +70,10 @@ class DraftHead(nn.Module, ABC):
         return bytes_of([self]) + sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     @property
+    def layer_count(self) -> int:
+        return self.config.layer_count
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of embedding, layers and states; the LM head is kept in float32 at least."""
         return self.embed_tokens.weight.dtype
@@ -126,7 +130,7 @@ class DraftHead(nn.Module, ABC):
     def new_cache(self, row_limit: int) -> TreeCache:
         """An empty cache for a session of at most `row_limit` rows."""
         config = self.config
-        shape = CacheShape(0, config.layer_count, config.kv_heads, config.head_dim, self.dtype, self.device)
+        shape = CacheShape(0, self.layer_count, config.kv_heads, config.head_dim, self.dtype, self.device)
         return TreeCache(shape, row_limit)
 
     def settle(self) -> None:

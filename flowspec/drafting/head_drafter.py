@@ -46,6 +46,7 @@ class HeadDrafter:
         self.name = head.kind
         self.taps = head.taps
         self.weight_bytes = head.weight_bytes
+        self.layers = head.layer_count
 
     def open(self, session: str, sampling: SamplingParameters, row_limit: int) -> None:
         self.close(session)

@@ -91,6 +91,7 @@ class HybridDrafter:
         self.name = "hybrid" if len(self.members) > 1 else self.members[0].name
         self.taps = tuple(dict.fromkeys(tap for member in members for tap in member.taps))
         self.weight_bytes = sum(member.weight_bytes for member in members)
+        self.layers = sum(member.layers for member in members)
         self._sessions: dict[str, Mixing | None] = {}  # None until the first step
         self._failed: dict[str, set[int]] = {}
 

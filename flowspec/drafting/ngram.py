@@ -73,6 +73,7 @@ class NgramDrafter:
 
     name = "ngram"
     weight_bytes = 0
+    layers = 0
     taps: tuple[int, ...] = ()
 
     def __init__(self) -> None:

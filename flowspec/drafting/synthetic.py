@@ -30,6 +30,7 @@ class SyntheticDrafter:
 
     name = "synthetic"
     weight_bytes = 0
+    layers = 0
     taps: tuple[int, ...] = ()
 
     def __init__(self, seed: int, quality: Quality) -> None:

@@ -50,6 +50,8 @@ class ModelSizes:
     """Of final norm and LM head, beside the last layer."""
     draft_bytes: int = 0
     """Of the drafter, wherever it is."""
+    draft_layers: int = 1
+    """The same; a step is emulated by them."""
 
     @classmethod
     def even(cls, layers: int, layer_bytes: int = 0) -> ModelSizes:

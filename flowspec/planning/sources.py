@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from flowspec.errors import TopologyError
 from flowspec.planning.pipe import Curve, DraftTime, LinkTime, SimulatedPipe, StageTime
 from flowspec.topology.profiles import Profile, load_profile
-from flowspec.topology.sections import LinkEmulation
+from flowspec.topology.sections import DraftEmulation, LinkEmulation
 from flowspec.topology.topology import Topology
 
 LAYERS = 8
@@ -21,16 +21,24 @@ def link_time(link: LinkEmulation | None, token_bytes: int = 0) -> LinkTime:
     return LinkTime(link.latency, link.rate, link.message, link.jitter, link.bytes_per_token or token_bytes)
 
 
-def pipe_of_profile(profile: Profile, stages: int | None = None) -> SimulatedPipe:
+def draft_time(emulated: DraftEmulation | None, layers: int) -> DraftTime:
+    """A step of a drafter with that many layers; none where nothing is emulated."""
+    if emulated is None:
+        return DraftTime()
+    step = emulated.of_layers(layers)
+    return DraftTime(step.base_ms / 1e3, step.per_token_ms / 1e3)
+
+
+def pipe_of_profile(profile: Profile, stages: int | None = None, *, draft_layers: int = 1) -> SimulatedPipe:
     """`stages` stages that each take the profile's time, or as many as it was derived for."""
     stage = profile.stage
     time = StageTime.line(stage.base_ms / 1e3, stage.per_token_ms / 1e3, stage.layers)
-    draft = DraftTime(profile.draft.base_ms / 1e3, profile.draft.per_token_ms / 1e3)
+    draft = draft_time(profile.draft, draft_layers)
     return SimulatedPipe.even(stages or profile.stages, time, link_time(profile.link), draft)
 
 
 def pipe_of_topology(
-    topology: Topology, curves: Mapping[str, Curve] | None = None, token_bytes: int = 0
+    topology: Topology, curves: Mapping[str, Curve] | None = None, token_bytes: int = 0, *, draft_layers: int = 1
 ) -> SimulatedPipe:
     """The stages of `topology` with the times that it emulates, or those of `curves` (by the name of the node).
 
@@ -53,10 +61,10 @@ def pipe_of_topology(
                 hint="name a profile (`profile: paper-7b`), or write its times: `emulate: {base_ms: 60}`",
             )
     hops = zip(names, [*names[1:], names[0]], strict=True)
-    step = topology.draft_node.emulate.draft if topology.draft_node.emulate is not None else None
+    emulated = topology.draft_node.emulate
     return SimulatedPipe(
         tuple(stages),
         tuple(link_time(topology.link_emulation(*hop), token_bytes) for hop in hops),
-        DraftTime(step.base_ms / 1e3, step.per_token_ms / 1e3) if step is not None else DraftTime(),
+        draft_time(emulated.draft if emulated is not None else None, draft_layers),
         returns=tuple(link_time(topology.link_emulation(name, names[0]), token_bytes) for name in names[1:]),
     )

@@ -186,7 +186,9 @@ class Coordinator(Node):
             vocab_size=self._vocab_size,
             deadline=self.topology.timeouts.progress,
             apply=self.apply,
-            device=EmulatedDevice.like(emulated.draft if (emulated := self.topology.draft_node.emulate) else None),
+            device=EmulatedDevice.of_drafter(
+                self.topology.draft_node.emulate, self.drafter.layers if self.drafter is not None else 0
+            ),
         )
         self._features = FeatureDesk(self._hidden_size, self._drafts.take_features)
         self._drafts.abandon = self._features.abandon

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from flowspec.runtime.lateness import Lateness
-from flowspec.topology.sections import StepEmulation
+from flowspec.topology.sections import Emulation, StepEmulation
 
 NEVER_HEARD: Final = threading.Event()
 
@@ -35,8 +35,14 @@ class EmulatedDevice:
 
     @classmethod
     def like(cls, emulation: StepEmulation | None) -> EmulatedDevice:
-        """What a topology says of a stage, or of a step of the drafter."""
+        """What a topology says of a stage."""
         return cls(emulation.base_ms / 1e3, emulation.per_token_ms / 1e3) if emulation else cls()
+
+    @classmethod
+    def of_drafter(cls, emulation: Emulation | None, layers: int) -> EmulatedDevice:
+        """What a topology says of a draft node whose drafter has that many layers."""
+        step = emulation.draft if emulation is not None else None
+        return cls.like(step.of_layers(layers) if step is not None else None)
 
     def of(self, tokens: int) -> float:
         """Seconds for that many tokens."""

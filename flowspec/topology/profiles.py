@@ -16,6 +16,7 @@ from flowspec.errors import TopologyError
 from flowspec.topology.document import read_document
 from flowspec.topology.reading import first_error
 from flowspec.topology.sections import (
+    DraftEmulation,
     Emulation,
     LinkEmulation,
     Milliseconds,
@@ -23,7 +24,6 @@ from flowspec.topology.sections import (
     NodeEntry,
     Section,
     Size,
-    StepEmulation,
     Text,
 )
 
@@ -50,16 +50,15 @@ class StageProfile(Section):
         return (self.base_ms + self.per_token_ms * tokens) / 1000
 
 
-class DraftProfile(Section):
+class DraftProfile(DraftEmulation):
     """The drafter: a step that expands n tokens takes base + n * per token."""
 
     base_ms: Milliseconds
-    per_token_ms: Milliseconds = 0.0
     weights: Size | None = None
     """Bytes that the drafter weighs."""
 
     def seconds(self, tokens: int) -> float:
-        """Of one step that expands that many tokens."""
+        """Of one step of a drafter with one layer that expands that many tokens."""
         return (self.base_ms + self.per_token_ms * tokens) / 1000
 
 
@@ -120,5 +119,5 @@ def emulation_of(node: NodeEntry, profile: str | None) -> Emulation | None:
         return own
     found = load_profile(name)
     if node.role == "draft":
-        return Emulation(draft=StepEmulation(base_ms=found.draft.base_ms, per_token_ms=found.draft.per_token_ms))
+        return Emulation(draft=DraftEmulation(**found.draft.model_dump(exclude={"weights"})))
     return Emulation(base_ms=found.stage.base_ms, per_token_ms=found.stage.per_token_ms)

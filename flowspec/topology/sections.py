@@ -110,16 +110,28 @@ class Section(BaseModel):
 
 
 class StepEmulation(Section):
-    """Makes a step of the drafter as slow as on a smaller device; its tokens are those that it expands."""
+    """Makes a node as slow as a smaller device: a result is held until base + tokens * per token is over."""
 
     base_ms: Milliseconds = 0.0
     per_token_ms: Milliseconds = 0.0
 
 
-class Emulation(StepEmulation):
-    """Makes a node as slow as a smaller device: a result is held until base + tokens * per token is over."""
+class DraftEmulation(StepEmulation):
+    """The same for a step of the drafter; its tokens are those that it expands."""
 
-    draft: StepEmulation | None = None
+    layer_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """What each layer of the drafter beyond its first adds to a step, as a share of the step with one layer."""
+
+    def of_layers(self, layers: int) -> StepEmulation:
+        """The times of a drafter with that many layers; one without any takes what one with one layer takes."""
+        longer = 1.0 + self.layer_share * max(0, layers - 1)
+        return StepEmulation(base_ms=self.base_ms * longer, per_token_ms=self.per_token_ms * longer)
+
+
+class Emulation(StepEmulation):
+    """What a node emulates."""
+
+    draft: DraftEmulation | None = None
     """Of the draft node, which has nothing else to emulate."""
     profile: Text | None = None
     """The profile whose times these are, in place of the others."""

@@ -43,7 +43,19 @@ class HeadStudent:
         return LinearHead(self._head.lm_head.weight, self._head.lm_head.bias)
 
     def begin(self, folder: Path) -> None:
-        take_weights(self._head, load_head(folder, self._target, kind=self._head.kind, taps=self.taps), folder)
+        given = load_head(folder, self._target, kind=self._head.kind, taps=self.taps)
+        count = len(given.stack)
+        take_weights(self._head, given, folder, new=tuple(f"layers.{index}." for index in self._further(count)))
+        with torch.no_grad():
+            for index in self._further(count):
+                layer = self._head.stack[index]
+                for silent in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    for parameter in silent.parameters():
+                        parameter.zero_()
+
+    def _further(self, count: int) -> range:
+        """The layers behind the first `count`."""
+        return range(count, len(self._head.stack))
 
     def states(self, tokens: torch.Tensor, observed: Observed) -> torch.Tensor:
         rows = [

@@ -12,6 +12,8 @@ from flowspec.errors import ModelError
 from flowspec.training.divergence import LinearHead
 from flowspec.training.target import Observed
 
+SAME_SHAPE = "--begin takes a draft of the same kind, layers and options, and for a head one with fewer layers"
+
 
 class Student(Protocol):
     """Windows are (batch, length) of token ids on the device of `module`."""
@@ -31,7 +33,10 @@ class Student(Protocol):
         """Reads what `states` returns."""
 
     def begin(self, folder: Path) -> None:
-        """Start with the weights of the draft in `folder`; `ModelError` unless it has the same shape."""
+        """Start with the weights of the draft in `folder`; `ModelError` unless it has the same shape.
+
+        A head may have more layers than the given one: those behind its last begin with adding nothing.
+        """
 
     def states(self, tokens: torch.Tensor, observed: Observed) -> torch.Tensor:
         """What the LM head reads, per step and position: (steps, batch, length, hidden).
@@ -50,17 +55,19 @@ class Student(Protocol):
         """The draft that was exported to `folder`, as a pipeline would load it, in float32."""
 
 
-def take_weights(module: torch.nn.Module, given: torch.nn.Module, folder: Path) -> None:
-    """Copy what `module` trains from `given`, which was loaded from `folder`."""
-    found = dict(given.named_parameters())
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
+def take_weights(module: torch.nn.Module, given: torch.nn.Module, folder: Path, *, new: tuple[str, ...] = ()) -> None:
+    """Copy what `module` trains from `given`, which was loaded from `folder`; names that begin with `new` stay."""
+    found, own = dict(given.named_parameters()), dict(module.named_parameters())
+    if surplus := next((name for name in found if name not in own), None):
+        raise ModelError(f"the draft in {folder} has another shape: {surplus} has no place here", hint=SAME_SHAPE)
+    for name, parameter in own.items():
+        if not parameter.requires_grad or name.startswith(new):
             continue
         weights = found.get(name)
         if weights is None or weights.shape != parameter.shape:
             shape = "missing" if weights is None else f"of shape {tuple(weights.shape)}"
             raise ModelError(
                 f"the draft in {folder} has another shape: {name} is {shape}, expected {tuple(parameter.shape)}",
-                hint="--begin takes a draft of the same kind, layers and options",
+                hint=SAME_SHAPE,
             )
         parameter.data.copy_(weights)

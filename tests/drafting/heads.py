@@ -36,7 +36,7 @@ class SmallHead:
             return torch.randn(*size, generator=draw, dtype=torch.float64) / size[0] ** 0.5
 
         self.vocab_size = vocab_size
-        self.layers = layers
+        self.layer_count = layers
         self.target_tokens = None if target_tokens is None else torch.tensor(target_tokens)
         self._projection = weights(self.feature_size, HIDDEN)
         self._embedding = weights(vocab_size, HIDDEN) * vocab_size**0.5
@@ -57,7 +57,7 @@ class SmallHead:
         pass
 
     def new_cache(self, row_limit: int) -> TreeCache:
-        return TreeCache(CacheShape(0, self.layers, 1, HIDDEN, self.dtype, self.device), row_limit)
+        return TreeCache(CacheShape(0, self.layer_count, 1, HIDDEN, self.dtype, self.device), row_limit)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         self.projected += len(features)
@@ -78,7 +78,7 @@ class SmallHead:
         hidden = self.enter(embeds, states, torch.from_numpy(batch.positions))
         seen = torch.from_numpy(np.log(cache.mask().astype(float) + 1e-300))
         seen[seen < -1] = -torch.inf
-        for layer in range(self.layers):
+        for layer in range(self.layer_count):
             query, key, value = (hidden @ self._qkv[layer]).chunk(3, -1)
             keys, values = cache.update(key[None, None], value[None, None], layer)
             if self.fail_after is not None:

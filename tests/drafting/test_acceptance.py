@@ -60,6 +60,7 @@ class Tapping:
 
     name = "tapping"
     weight_bytes = 0
+    layers = 0
 
     def __init__(self, taps: tuple[int, ...]) -> None:
         self.taps = taps

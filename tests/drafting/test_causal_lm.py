@@ -246,4 +246,4 @@ def test_a_topology_names_the_drafter(folder: Path, kind: str) -> None:
     drafter = {"kind": kind, "model": str(folder)} if kind == "causal-lm" else kind
     built = build_drafter(Topology.local(str(folder), 1, drafter=drafter), Checkpoint(folder))
     assert (built.name if built is not None else "none") == kind
-    assert built is None or (built.weight_bytes > 0) == (kind == "causal-lm")
+    assert built is None or (built.weight_bytes > 0) == (built.layers > 0) == (kind == "causal-lm")

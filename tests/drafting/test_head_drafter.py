@@ -562,3 +562,4 @@ def test_it_says_what_it_is() -> None:
     head = SmallHead()
     drafter = HeadDrafter(head)
     assert (drafter.name, drafter.taps, drafter.weight_bytes) == (head.kind, head.taps, head.weight_bytes)
+    assert drafter.layers == head.layer_count

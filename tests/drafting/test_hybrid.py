@@ -31,6 +31,7 @@ class Scripted:
     """Answers every serial with the same opinion, and writes down what it was told."""
 
     weight_bytes = 10
+    layers = 2
 
     def __init__(self, opinion: Mapping[int, float], name: str = "scripted", taps: tuple[int, ...] = ()) -> None:
         self.opinion = dict(opinion)
@@ -239,7 +240,7 @@ def test_every_member_gets_the_features_of_its_own_taps() -> None:
     one, other, none = Scripted({}, taps=(2, 5)), Scripted({}, taps=(5, -1)), Scripted({})
     hybrid = opened(one, other, none)
     assert hybrid.taps == (2, 5, -1)
-    assert hybrid.weight_bytes == 30
+    assert (hybrid.weight_bytes, hybrid.layers) == (30, 6)
     features = torch.arange(12.0).view(2, 6)
     hybrid.take_features("s", 0, 7, features)
     assert torch.equal(one.features[0], features[:, :4])

@@ -30,6 +30,7 @@ class ReadingDrafter:
         self.inner = inner
         self.taps = taps
         self.weight_bytes = inner.weight_bytes
+        self.layers = inner.layers
         self.read: dict[str, list[torch.Tensor]] = {}
         self.problems: list[str] = []
         self.fails = False

@@ -24,6 +24,7 @@ class Nonsense:
 
     name = "nonsense"
     weight_bytes = 0
+    layers = 0
     taps: tuple[int, ...] = ()
 
     def __init__(self) -> None:

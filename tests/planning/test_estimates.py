@@ -50,6 +50,9 @@ def test_every_profile_is_a_pipe(name: str) -> None:
     for tokens in (1, 3, 16, 100):
         assert pipe.stages[0].of(tokens) == pytest.approx(profile.stage.seconds(tokens))
         assert pipe.draft.of(tokens) == pytest.approx(profile.draft.seconds(tokens))
+        deep, longer = pipe_of_profile(profile, draft_layers=3), 1 + 2 * profile.draft.layer_share
+        assert deep.draft.of(tokens) == pytest.approx(longer * pipe.draft.of(tokens))
+        assert longer > 1
     assert simulate(pipe, "flowspec", language=LANGUAGE, tokens=12).tokens_per_second > 0.0
 
 

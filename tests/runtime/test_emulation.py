@@ -10,6 +10,7 @@ import pytest
 from flowspec.runtime import emulation
 from flowspec.runtime.emulation import EmulatedDevice
 from flowspec.runtime.lateness import MOST, Lateness
+from flowspec.topology.sections import DraftEmulation, Emulation
 
 
 class FakeClock(threading.Event):
@@ -101,6 +102,17 @@ def test_what_was_given_up_frees_the_device_at_once(clock: FakeClock) -> None:
     clock.now = 0.7
     device.stopped()
     assert device.begin(2) == 0.7
+
+
+@pytest.mark.parametrize(("layers", "longer"), [(0, 1.0), (1, 1.0), (3, 2.2)])
+def test_a_deeper_drafter_takes_longer_steps(layers: int, longer: float) -> None:
+    node = Emulation(draft=DraftEmulation(base_ms=10, per_token_ms=1, layer_share=0.6))
+    assert EmulatedDevice.of_drafter(node, layers).of(5) == pytest.approx(0.015 * longer)
+
+
+@pytest.mark.parametrize("node", [None, Emulation(), Emulation(base_ms=3)])
+def test_a_drafter_is_not_emulated_unless_its_step_is(node: Emulation | None) -> None:
+    assert not EmulatedDevice.of_drafter(node, 2).emulates
 
 
 def test_without_times_nothing_is_emulated(clock: FakeClock) -> None:

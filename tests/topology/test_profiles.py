@@ -19,7 +19,7 @@ title: my devices
 model: my model
 stages: 2
 stage: {layers: 4, base_ms: 5, per_token_ms: 0.5}
-draft: {base_ms: 2, per_token_ms: 0.25}
+draft: {base_ms: 2, per_token_ms: 0.25, layer_share: 0.5}
 link: {latency_ms: 3, jitter_ms: 1}
 """
 
@@ -83,7 +83,7 @@ def test_a_profile_of_ones_own_is_found_beside_the_topology(tmp_path: Path) -> N
     draft, one, two, three = (topology.node(name).emulate for name in ("draft", "one", "two", "three"))
     assert draft is not None
     assert draft.draft is not None
-    assert (draft.draft.base_ms, draft.draft.per_token_ms) == (2, 0.25)
+    assert (draft.draft.base_ms, draft.draft.per_token_ms, draft.draft.layer_share) == (2, 0.25, 0.5)
     times = [(each.base_ms, each.per_token_ms) for each in (one, two, three) if each is not None]
     assert times == [(5, 0.5), (59.4, 0.6), (1, 0)]
     link = topology.link_emulation("draft", "one")

@@ -13,6 +13,7 @@ from flowspec.topology.document import parse_document
 from flowspec.topology.keys import Keys
 from flowspec.topology.profiles import DraftProfile, LinkProfile, Profile, StageProfile
 from flowspec.topology.sections import (
+    DraftEmulation,
     Drafter,
     Emulation,
     Limits,
@@ -32,6 +33,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Top level": Topology,
     "`nodes`": NodeEntry,
     "`emulate`": Emulation,
+    "`draft` in `emulate`": DraftEmulation,
     "`synthetic`": Synthetic,
     "`drafter`": Drafter,
     "`sampling`": SamplingDefaults,

@@ -142,8 +142,39 @@ def test_a_training_begins_with_another_drafts_weights(recipe: Recipe, tmp_path:
     train_draft(again, Heard())
     before, after = facts_of(first)["heldout"], facts_of(again)["heldout"]
     assert [row["divergence"] for row in after] == pytest.approx([row["divergence"] for row in before], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["eagle", "eagle3"])
+def test_further_layers_of_a_head_begin_with_adding_nothing(recipe: Recipe, tmp_path: Path, kind: str) -> None:
+    first = replace(recipe, kind=kind)
+    train_draft(first, Heard())
+    deeper = replace(first, begin=first.out, layers=3, out=tmp_path / "deeper", rate=0.0)
+    train_draft(deeper, Heard())
+    before, after = facts_of(first)["heldout"], facts_of(deeper)["heldout"]
+    assert [row["divergence"] for row in after] == pytest.approx([row["divergence"] for row in before], rel=0.02)
+    assert load_head(deeper.out, Checkpoint(Path(recipe.model))).config.layer_count == 3
+    assert facts_of(deeper)["parameters"] > facts_of(first)["parameters"]
+    # They take part in the training at once.
+    learning = replace(deeper, rate=1.0, out=tmp_path / "learning")
+    train_draft(learning, Heard())
+    layers = load_head(learning.out, Checkpoint(Path(recipe.model))).stack[1:]
+    assert all(layer.self_attn.o_proj.weight.abs().sum() > 0 for layer in layers)
+    assert all(layer.mlp.down_proj.weight.abs().sum() > 0 for layer in layers)
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "causal-lm"])
+def test_a_training_does_not_begin_with_a_draft_that_has_more_layers(recipe: Recipe, tmp_path: Path, kind: str) -> None:
+    deep = replace(recipe, kind=kind, layers=2)
+    train_draft(deep, Heard())
+    with pytest.raises(ModelError, match=r"layers\.1\.\S+ has no place here"):
+        train_draft(replace(deep, layers=1, begin=recipe.out, out=tmp_path / "again"), Heard())
+
+
+def test_a_language_model_does_not_begin_with_one_that_has_fewer_layers(recipe: Recipe, tmp_path: Path) -> None:
+    first = replace(recipe, kind="causal-lm")
+    train_draft(first, Heard())
     with pytest.raises(ModelError, match="another shape"):
-        train_draft(replace(again, layers=2, out=tmp_path / "deeper"), Heard())
+        train_draft(replace(first, begin=first.out, layers=2, out=tmp_path / "deeper"), Heard())
 
 
 def test_the_targets_own_text_is_written_once_and_trained_on(recipe: Recipe) -> None:

@@ -39,7 +39,15 @@ VALIDATION_TOKENS: Final = 49_152
 REPORT_WINDOWS: Final = 512
 SETTLING: Final = {"compile": False, "peak": 0.2, "long_length": 512, "weight": 1.0}
 """The model writes text between two steps, so nothing is compiled; what it learned must not be forgotten."""
-DRAFTING: Final = {"unroll": 5, "decay": 0.8, "taps": None, "temperature": 0.8, "own_share": 0.0, "positions": 200}
+DRAFTING: Final = {
+    "unroll": 5,
+    "decay": 0.8,
+    "layers": 1,
+    "taps": None,
+    "temperature": 0.8,
+    "own_share": 0.0,
+    "positions": 200,
+}
 DRAFTS: Final = {"causal-lm": DRAFT_DIR, "eagle": EAGLE_DIR, "eagle3": EAGLE3_DIR}
 """Where the shipped draft of each kind lies."""
 
@@ -103,6 +111,7 @@ def run_drafts(options: argparse.Namespace) -> None:
             batch=options.batch,
             length=options.length,
             long_length=options.long_length,
+            layers=options.layers if kind == "eagle3" else 1,
             taps=options.taps if kind == "eagle3" else None,
             unroll=options.unroll,
             decay=options.decay,
@@ -243,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
     drafts.add_argument("--temperature", type=float, help="of the target's own completions")
     drafts.add_argument("--own-share", type=float, help="the share of the training that these are made")
     drafts.add_argument("--positions", type=int, help="trees to measure the acceptance length with")
+    drafts.add_argument("--layers", type=int, help="of the eagle3 head; with --further, new ones join behind its last")
     drafts.add_argument("--taps", type=int, nargs=3, help="hidden states that eagle3 reads")
     drafts.set_defaults(run=run_drafts, long_length=1024, batch=8, **DRAFTING)
     corpus = parts.add_parser("corpus", parents=[_common()])
