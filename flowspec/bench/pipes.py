@@ -53,9 +53,14 @@ class Pipe:
         return ", ".join(parts)
 
     def topology(self, drafter: str = "auto") -> Topology:
-        """On free ports; `drafter` is a kind, or `hybrid:KIND` for n-grams joined with that one."""
-        kind, _, joined = drafter.partition(":")
-        values: dict[str, Any] = {"drafter": {"kind": kind, **({"of": joined} if joined else {})}}
+        """On free ports; `drafter` is a kind, or `hybrid:KIND` for n-grams joined with that one.
+
+        `=MODEL` behind it names a draft that does not come with the demo model.
+        """
+        kinds, _, own = drafter.partition("=")
+        kind, _, joined = kinds.partition(":")
+        written = {"kind": kind, "of": joined, "model": own}
+        values: dict[str, Any] = {"drafter": {key: value for key, value in written.items() if value}}
         if self.model == SYNTHETIC_MODEL:
             values["synthetic"] = {"tokens_per_round": self.tokens_per_round or PAPER_TOKENS_PER_ROUND}
         if self.profile is None:

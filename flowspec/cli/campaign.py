@@ -44,7 +44,7 @@ def run(
     chat: Annotated[bool, typer.Option("--chat", help="Apply the model's chat template.")] = False,
     temperatures: Temperatures = None,
     drafters: Annotated[
-        Many, typer.Option(metavar="KIND", help="Kinds, or hybrid:KIND.  [default: the model's]")
+        Many, typer.Option(metavar="KIND[=DIR]", help="Kinds, or hybrid:KIND.  [default: the model's]")
     ] = None,
     model: Annotated[str, typer.Option(metavar="DIR", help="The model; synthetic has no weights.")] = "demo",
     stages: Annotated[Many, typer.Option(metavar="N", help="Stages, one or several counts.  [default: 4]")] = None,

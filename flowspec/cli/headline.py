@@ -63,7 +63,7 @@ def demo(
     temperatures: Temperatures = None,
     policies: Annotated[Many, typer.Option(metavar="NAME", help="Who takes part.  [default: all]")] = None,
     sweep: Sweep = None,
-    drafters: Annotated[Many, typer.Option(metavar="KIND", help="The drafters.  [default: hybrid:eagle3]")] = None,
+    drafters: Annotated[Many, typer.Option(metavar="KIND[=DIR]", help="Who drafts.  [default: hybrid:eagle3]")] = None,
     profiles: Annotated[Many, typer.Option(metavar="NAME", help="The devices.  [default: paper-7b]")] = None,
     stages: Annotated[Many, typer.Option(metavar="N", help="How many.  [default: 4]")] = None,
     tokens: Tokens = 64,

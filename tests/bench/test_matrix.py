@@ -101,6 +101,22 @@ def test_a_pipe_emulates_its_profile_with_what_is_said_to_differ() -> None:
     assert (topology.effective_drafter.kind, topology.effective_drafter.of) == ("hybrid", "eagle3")
 
 
+@pytest.mark.parametrize(
+    ("given", "kind", "of", "model"),
+    [
+        ("eagle3", "eagle3", None, "demo"),
+        ("eagle3=./mine", "eagle3", None, "./mine"),
+        ("hybrid:eagle3=a:b=c", "hybrid", "eagle3", "a:b=c"),
+        ("ngram", "ngram", None, None),
+    ],
+)
+def test_a_drafter_is_named_by_its_kind_and_may_have_a_model(
+    given: str, kind: str, of: str | None, model: str | None
+) -> None:
+    chosen = Pipe().topology(given).effective_drafter
+    assert (chosen.kind, chosen.of, chosen.model) == (kind, of, model)
+
+
 def test_what_is_simulated_are_the_devices_that_are_emulated() -> None:
     devices = simulated_pipe(Pipe("synthetic", 4, "paper-7b", rate_mbit=50, slow_stage=2))
     assert [stage.of(16) for stage in devices.stages] == pytest.approx([0.069, 0.138, 0.069, 0.069])

@@ -148,16 +148,16 @@ def run_snapshot(options: argparse.Namespace) -> None:
     if state is None:
         raise SystemExit(f"no checkpoint in {options.work}")
     tokenizer = load_tokenizer(options.target)
-    model = new_model(target_config(vocab_size=len(tokenizer)), options.seed)
+    model = new_model(target_config(vocab_size=len(tokenizer)), seed=0)
     restore(model, state["model"], options.work / "target.pt")
     export(model, tokenizer, options.out, _facts(Totals(*state["totals"]), options))
 
 
 def run_all(options: argparse.Namespace) -> None:
     """Tokenizer, target (settled), drafts and report with the default budgets."""
-    given = vars(options)
+    given = {**vars(options), "further": False}
     run_tokenizer(options)
-    run_target(argparse.Namespace(**{**given, "minutes": options.target_minutes, "further": False}))
+    run_target(argparse.Namespace(**{**given, "minutes": options.target_minutes}))
     run_settle(argparse.Namespace(**{**given, **SETTLING, "minutes": options.settle_minutes}))
     run_drafts(argparse.Namespace(**{**given, **DRAFTING, "minutes": options.draft_minutes, "kinds": list(DRAFTS)}))
     write_report(options.target, DRAFT_DIR, options.corpus, REPORT_WINDOWS, options.target / "README.md")
@@ -216,35 +216,63 @@ def _train(
     return trainer.totals
 
 
-def _common() -> argparse.ArgumentParser:
-    """The options of every part. A new parser each time: parsers share their parents' options, defaults included."""
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--target", type=Path, default=MODEL_DIR, help="the target's folder")
-    common.add_argument("--work", type=Path, default=Path("build/demo"), help="the checkpoints' folder")
-    common.add_argument("--corpus", type=Path, default=None, help="a folder of .py files (the standard library)")
-    common.add_argument("--steps", type=int, default=None, help="stop after so many steps in all")
-    common.add_argument("--batch", type=int, default=16, help="windows in a batch")
-    common.add_argument("--length", type=int, default=512, help="tokens in a window")
-    common.add_argument("--long-length", type=int, default=2048, help="tokens in a window in the last part")
-    common.add_argument("--further", action="store_true", help="start from the shipped weights, not from new ones")
-    common.add_argument("--cooldown", type=float, default=0.4, help="the share of the time in which the rate falls")
-    common.add_argument("--peak", type=float, default=1.0, help="factor on the learning rates")
-    common.add_argument("--samples", type=int, default=0, help="own completions of the target to distil on as well")
-    common.add_argument("--note", default="", help="a sentence for the model card on how this run was special")
-    common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    common.add_argument("--compile", action=argparse.BooleanOptionalAction, default=shutil.which("c++") is not None)
-    return common
+def _places() -> argparse.ArgumentParser:
+    """Where things lie. A new parser each time: parsers share their parents' options, defaults included."""
+    places = argparse.ArgumentParser(add_help=False)
+    places.add_argument("--target", type=Path, default=MODEL_DIR, help="the target's folder")
+    places.add_argument("--work", type=Path, default=Path("build/demo"), help="the checkpoints' folder")
+    places.add_argument("--corpus", type=Path, default=None, help="a folder of .py files (the standard library)")
+    return places
+
+
+def _card() -> argparse.ArgumentParser:
+    """What whoever writes a model card reads."""
+    card = argparse.ArgumentParser(add_help=False)
+    card.add_argument("--note", default="", help="a sentence for the model card on how this run was special")
+    return card
+
+
+def _training() -> argparse.ArgumentParser:
+    """What every training reads."""
+    training = argparse.ArgumentParser(add_help=False, parents=[_places(), _card()])
+    training.add_argument("--steps", type=int, default=None, help="stop after so many steps in all")
+    training.add_argument("--batch", type=int, default=16, help="windows in a batch")
+    training.add_argument("--length", type=int, default=512, help="tokens in a window")
+    training.add_argument("--long-length", type=int, default=2048, help="tokens in a window in the last part")
+    training.add_argument("--cooldown", type=float, default=0.4, help="the share of the time in which the rate falls")
+    training.add_argument("--peak", type=float, default=1.0, help="factor on the learning rates")
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return training
+
+
+def _compiling() -> argparse.ArgumentParser:
+    compiling = argparse.ArgumentParser(add_help=False)
+    able = shutil.which("c++") is not None
+    compiling.add_argument("--compile", action=argparse.BooleanOptionalAction, default=able)
+    return compiling
+
+
+def _further() -> argparse.ArgumentParser:
+    further = argparse.ArgumentParser(add_help=False)
+    further.add_argument("--further", action="store_true", help="start from the shipped weights, not from new ones")
+    return further
+
+
+def _sampling() -> argparse.ArgumentParser:
+    sampling = argparse.ArgumentParser(add_help=False)
+    sampling.add_argument("--samples", type=int, default=0, help="own completions of the target to distil on as well")
+    return sampling
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = parser.add_subparsers(dest="part", required=True)
-    parts.add_parser("tokenizer", parents=[_common()]).set_defaults(run=run_tokenizer)
-    target = parts.add_parser("target", parents=[_common()])
+    parts.add_parser("tokenizer", parents=[_places()]).set_defaults(run=run_tokenizer)
+    target = parts.add_parser("target", parents=[_training(), _compiling(), _further()])
     target.add_argument("--minutes", type=float, default=65.0, help="the time budget; the rate is zero at its end")
     target.set_defaults(run=run_target)
-    drafts = parts.add_parser("drafts", parents=[_common()])
+    drafts = parts.add_parser("drafts", parents=[_training(), _further(), _sampling()])
     drafts.add_argument("--kinds", nargs="+", choices=list(DRAFTS), default=list(DRAFTS), help="which drafts")
     drafts.add_argument("--minutes", type=float, default=25.0, help="the time budget of each")
     drafts.add_argument("--unroll", type=int, help="draft steps that a head is trained for")
@@ -255,17 +283,17 @@ def _parser() -> argparse.ArgumentParser:
     drafts.add_argument("--layers", type=int, help="of the eagle3 head; with --further, new ones join behind its last")
     drafts.add_argument("--taps", type=int, nargs=3, help="hidden states that eagle3 reads")
     drafts.set_defaults(run=run_drafts, long_length=1024, batch=8, **DRAFTING)
-    corpus = parts.add_parser("corpus", parents=[_common()])
+    corpus = parts.add_parser("corpus", parents=[_places()])
     corpus.add_argument("--out", type=Path, default=Path("build/demo/corpus"), help="where the files go")
     corpus.set_defaults(run=run_corpus)
-    settle = parts.add_parser("settle", parents=[_common()])
+    settle = parts.add_parser("settle", parents=[_training(), _compiling()])
     settle.add_argument("--minutes", type=float, default=20.0, help="the time budget")
     settle.add_argument("--weight", type=float, default=1.0, help="of what repeats itself, against the text's loss")
     settle.set_defaults(run=run_settle, **SETTLING)
-    snapshot = parts.add_parser("snapshot", parents=[_common()])
+    snapshot = parts.add_parser("snapshot", parents=[_places(), _card()])
     snapshot.add_argument("--out", type=Path, default=MODEL_DIR)
     snapshot.set_defaults(run=run_snapshot)
-    everything = parts.add_parser("all", parents=[_common()])
+    everything = parts.add_parser("all", parents=[_training(), _compiling(), _sampling()])
     everything.add_argument("--target-minutes", type=float, default=65.0)
     everything.add_argument("--settle-minutes", type=float, default=20.0)
     everything.add_argument("--draft-minutes", type=float, default=25.0)
