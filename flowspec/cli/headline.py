@@ -24,8 +24,8 @@ from flowspec.cli.campaign import (
 from flowspec.cli.many import counts, numbers, separate
 from flowspec.errors import ConfigurationError
 
-BEST_DRAFTER = "hybrid:eagle3"
-"""Of the demo model, on devices of their own: as good as its best head (docs/drafters.md), and it copies."""
+BEST_DRAFTER = "hybrid:eagle3=demo-eagle3-deep"
+"""Of the demo model, where the draft node has a processor of its own: its deepest head, and copies."""
 
 DEMO_SWEEPS = ("chunked.tree=40,120", "pipedec.layer=8,32")
 
@@ -63,7 +63,9 @@ def demo(
     temperatures: Temperatures = None,
     policies: Annotated[Many, typer.Option(metavar="NAME", help="Who takes part.  [default: all]")] = None,
     sweep: Sweep = None,
-    drafters: Annotated[Many, typer.Option(metavar="KIND[=DIR]", help="Who drafts.  [default: hybrid:eagle3]")] = None,
+    drafters: Annotated[
+        Many, typer.Option(metavar="KIND[=DIR]", help="Who drafts.  [default: hybrid:eagle3=demo-eagle3-deep]")
+    ] = None,
     profiles: Annotated[Many, typer.Option(metavar="NAME", help="The devices.  [default: paper-7b]")] = None,
     stages: Annotated[Many, typer.Option(metavar="N", help="How many.  [default: 4]")] = None,
     tokens: Tokens = 64,

@@ -19,5 +19,14 @@ EAGLE_DIR: Final = Path(__file__).parent / "eagle"
 EAGLE3_DIR: Final = Path(__file__).parent / "eagle3"
 """The target's EAGLE-3 head."""
 
-SHIPPED: Final = {"demo": MODEL_DIR, "demo-draft": DRAFT_DIR, "demo-eagle": EAGLE_DIR, "demo-eagle3": EAGLE3_DIR}
+EAGLE3_DEEP_DIR: Final = Path(__file__).parent / "eagle3-deep"
+"""One with three layers, that guesses better and takes longer: for a draft node with a processor of its own."""
+
+SHIPPED: Final = {
+    "demo": MODEL_DIR,
+    "demo-draft": DRAFT_DIR,
+    "demo-eagle": EAGLE_DIR,
+    "demo-eagle3": EAGLE3_DIR,
+    "demo-eagle3-deep": EAGLE3_DEEP_DIR,
+}
 """Name of a model -> its folder."""

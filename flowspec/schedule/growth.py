@@ -22,13 +22,21 @@ from flowspec.wire.messages import NO_PARENT, DraftTokens
 
 LEAST_TRUST, MOST_TRUST = 0.01, 2.0
 
+SHORT_STEP = 0.16
+"""Share of the time between two segments that a step may take before it has to expand more tokens at once, so that as
+many are expanded in that time."""
+
+LONG_STEP = 2
+"""How many times as many at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class GrowthSettings:
     """How the tree grows."""
 
     expand: int = FLOWSPEC.expand
-    """Most tokens that one step expands."""
+    """Most tokens that one step expands, where steps are short beside the time between two segments; up to twice as
+    many where they are long."""
     expand_contended: int = 8
     """The same where the drafter takes time from the stages."""
     floor: float = 0.003
@@ -86,6 +94,8 @@ class Growth:
         """Accepted tokens since the last step."""
         self._free = True
         """The drafter takes no time from the stages."""
+        self._interval = float("inf")
+        """Seconds between two segments."""
         self.restart()
 
     def restart(self) -> None:
@@ -110,7 +120,10 @@ class Growth:
     def expand(self) -> int:
         """Most tokens that one step expands."""
         settings = self.settings
-        return settings.expand if self._free else min(settings.expand, settings.expand_contended)
+        if not self._free:
+            return min(settings.expand, settings.expand_contended)
+        share = self.steps.of(settings.expand) / self._interval
+        return int(settings.expand * max(1.0, min(LONG_STEP, share / SHORT_STEP)))
 
     @property
     def width(self) -> int:
@@ -171,7 +184,7 @@ class Growth:
         `patience` is what a step may take without being in the way: about the time between two verdicts.
         `free`: the drafter takes no time from the stages, so a root is expanded whatever it may gain.
         """
-        self._free = free
+        self._free, self._interval = free, patience
         session = self.session
         if self.lost or self.out is not None or not session.active:
             return []

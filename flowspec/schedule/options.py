@@ -47,7 +47,8 @@ class FlowspecOptions(PolicyOptions):
     segment: int = whole(48, 256)
     """Most tokens in one segment; on shared cores at most 24."""
     expand: int = whole(16, 64)
-    """Most tokens that one step of the drafter expands; on shared cores at most 8."""
+    """Most tokens that one step of the drafter expands: on shared cores at most 8, and twice as many where steps are
+    long."""
     width: int = whole(0, 64, least=0)
     """Children per expanded token; 0: the topology's `drafter.width`. On shared cores at most 4."""
     score_order: bool = True

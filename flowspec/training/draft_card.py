@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 WHAT: Final = {
-    "eagle": "An EAGLE head: one layer over the target's last hidden states (arXiv:2401.15077, 2406.16858)",
+    "eagle": "An EAGLE head over the target's last hidden states (arXiv:2401.15077, 2406.16858)",
     "eagle3": "An EAGLE-3 head: hidden states from three depths of the target (arXiv:2503.01840)",
     "causal-lm": "A small causal language model",
 }
@@ -14,6 +14,7 @@ WHAT: Final = {
 def card(facts: dict[str, Any]) -> str:
     """Markdown."""
     recipe = facts["recipe"]
+    layers = f" in {recipe['layers']} layers" if recipe["layers"] > 1 else ""
     rows = "\n".join(
         f"| {row['step']} | {row['divergence']:.3f} | {row['top1']:.1%} | {row['top2']:.1%} | {row['top4']:.1%} |"
         for row in facts["heldout"]
@@ -32,7 +33,7 @@ def card(facts: dict[str, Any]) -> str:
     return f"""\
 # A draft for {facts["target"]}
 
-{WHAT[facts["kind"]]}, {facts["parameters"]:,} parameters of its own,
+{WHAT[facts["kind"]]}, {facts["parameters"]:,} parameters of its own{layers},
 made by `flowspec train-draft` for that model and for no other. Use it with the drafter `{facts["kind"]}`.
 
 {unfinished}{note}## Training

@@ -12,6 +12,7 @@ import pytest
 
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import read_records
+from flowspec.cli.headline import BEST_DRAFTER
 from flowspec.cli.many import spread
 from tests.bench.fake_runs import FakeClient, campaign
 from tests.cli.running import run_main
@@ -143,7 +144,7 @@ def test_the_demo_campaign_ends_in_one_json_object(
     code, out, err = run_main(capsys, "bench", "demo", *arguments, "--output", str(tmp_path / "runs.jsonl"))
     assert code == 0, err
     assert out.count("\n") == 1
-    found = json.loads(out)["4 stages, paper-7b, drafter hybrid:eagle3"]["temperature_0"]
+    found = json.loads(out)[f"4 stages, paper-7b, drafter {BEST_DRAFTER}"]["temperature_0"]
     assert found["vs_chunked"] == pytest.approx(2)
     assert found["vs_chunked_ci"] == pytest.approx([2, 2])
     assert found["chunked_best"] == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,22 @@ def test_a_target_and_its_heads_are_made_from_a_library(
     tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "target_config", lambda **changes: target_config(**{**TINY, **changes}))
-    monkeypatch.setattr(train, "DRAFTS", {kind: tmp_path / "shipped" / kind for kind in train.DRAFTS})
+    shipped = {name: replace(draft, folder=tmp_path / "shipped" / name) for name, draft in train.DRAFTS.items()}
+    monkeypatch.setattr(train, "DRAFTS", shipped)
     target = tmp_path / "model"
-    common = ["--target", str(target), "--work", str(tmp_path / "work"), "--corpus", str(library), "--no-compile"]
-    common += ["--batch", "2", "--length", "32", "--long-length", "32", "--device", "cpu"]
-    make("tokenizer", *common)
-    make("target", *common, "--steps", "3")
-    make("settle", *common, "--steps", "1")
-    make("drafts", *common, "--steps", "2", "--positions", "4", "--kinds", "eagle", "causal-lm")
+    places = ["--target", str(target), "--work", str(tmp_path / "work"), "--corpus", str(library)]
+    training = [*places, "--batch", "2", "--length", "32", "--long-length", "32", "--device", "cpu"]
+    make("tokenizer", *places)
+    make("target", *training, "--no-compile", "--steps", "3")
+    make("settle", *training, "--no-compile", "--steps", "1")
+    make("drafts", *training, "--steps", "2", "--positions", "4")
     checkpoint = Checkpoint(target)
-    head = load_head(tmp_path / "shipped" / "eagle", checkpoint)
-    assert head.kind == "eagle"
+    heads = {name: load_head(tmp_path / "shipped" / name, checkpoint) for name in ("eagle", "eagle3", "eagle3-deep")}
+    assert {name: (head.kind, head.layer_count) for name, head in heads.items()} == {
+        "eagle": ("eagle", 1),
+        "eagle3": ("eagle3", 1),
+        "eagle3-deep": ("eagle3", 3),
+    }
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "shipped" / "causal-lm").config.num_hidden_layers == 1
     assert not list((tmp_path / "shipped").rglob("*.pt"))
     assert json.loads((target / "training.json").read_text())["steps"] == 4

@@ -252,3 +252,19 @@ def test_a_step_that_was_broken_off_tells_nothing_and_the_next_one_may_be() -> N
     session.dispatch(session.tree.columns([root]), 3)
     verdict(session, growth, root, 31)
     assert len(growth.stop()) == 1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.01, 16), (0.16, 16), (0.24, 24), (0.5, 32), (3.0, 32)])
+def test_a_step_that_is_long_beside_a_segment_expands_more_tokens(share: float, expected: int) -> None:
+    _, growth = growing(settings=GrowthSettings(expand=16))
+    for _ in range(8):
+        growth.steps.measured(4, share * 0.1 + 1e-9)
+    growth.ask(48, patience=0.1)
+    assert growth.expand == expected
+
+
+def test_on_shared_cores_a_long_step_expands_no_more() -> None:
+    _, growth = growing(settings=GrowthSettings(expand=16, expand_contended=8))
+    growth.steps.measured(4, 0.05)
+    growth.ask(48, patience=0.1, free=False)
+    assert growth.expand == 8

@@ -14,12 +14,13 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from flowspec.demo import DRAFT_DIR, EAGLE3_DIR, EAGLE_DIR, MODEL_DIR
+from flowspec.demo import DRAFT_DIR, EAGLE3_DEEP_DIR, EAGLE3_DIR, EAGLE_DIR, MODEL_DIR
 from flowspec.demo.corpus import Source, collect, texts
 from flowspec.training.demo.architecture import new_model, parameter_count, target_config
 from flowspec.training.demo.losses import Unlikelihood, mean_loss, next_token_loss, settling_loss
@@ -39,17 +40,27 @@ VALIDATION_TOKENS: Final = 49_152
 REPORT_WINDOWS: Final = 512
 SETTLING: Final = {"compile": False, "peak": 0.2, "long_length": 512, "weight": 1.0}
 """The model writes text between two steps, so nothing is compiled; what it learned must not be forgotten."""
-DRAFTING: Final = {
-    "unroll": 5,
-    "decay": 0.8,
-    "layers": 1,
-    "taps": None,
-    "temperature": 0.8,
-    "own_share": 0.0,
-    "positions": 200,
+DRAFTING: Final = {"unroll": 5, "decay": 0.8, "taps": None, "temperature": 0.8, "own_share": 0.0, "positions": 200}
+
+
+@dataclass(frozen=True, slots=True)
+class Shipped:
+    """A draft that comes with the demo."""
+
+    kind: str
+    folder: Path
+    layers: int = 1
+    grown_from: str | None = None
+    """The name of the shipped draft with whose weights it begins."""
+
+
+DRAFTS: Final = {
+    "causal-lm": Shipped("causal-lm", DRAFT_DIR),
+    "eagle": Shipped("eagle", EAGLE_DIR),
+    "eagle3": Shipped("eagle3", EAGLE3_DIR),
+    "eagle3-deep": Shipped("eagle3", EAGLE3_DEEP_DIR, layers=3, grown_from="eagle3"),
 }
-DRAFTS: Final = {"causal-lm": DRAFT_DIR, "eagle": EAGLE_DIR, "eagle3": EAGLE3_DIR}
-"""Where the shipped draft of each kind lies."""
+"""By name; one that grows from another comes after it."""
 
 
 def run_tokenizer(options: argparse.Namespace) -> None:
@@ -96,23 +107,24 @@ def run_corpus(options: argparse.Namespace) -> None:
 
 
 def run_drafts(options: argparse.Namespace) -> None:
-    """Distil a draft of each of `options.kinds` from the exported target."""
+    """Distil each of the drafts in `options.names` from the exported target."""
     documents = [_document(source) for source in collect(options.corpus)]
-    for kind in options.kinds:
-        work: Path = options.work / kind
+    for name in options.names:
+        shipped, work = DRAFTS[name], options.work / name
+        begins_as = name if options.further else shipped.grown_from
         recipe = Recipe(
             model="demo" if options.target == MODEL_DIR else str(options.target),
-            kind=kind,
+            kind=shipped.kind,
             data=(Path("the standard library's sources"),),
             out=work,
-            begin=DRAFTS[kind] if options.further else None,
+            begin=DRAFTS[begins_as].folder if begins_as else None,
             minutes=options.minutes,
             steps=options.steps,
             batch=options.batch,
             length=options.length,
             long_length=options.long_length,
-            layers=options.layers if kind == "eagle3" else 1,
-            taps=options.taps if kind == "eagle3" else None,
+            layers=shipped.layers,
+            taps=options.taps if shipped.kind == "eagle3" else None,
             unroll=options.unroll,
             decay=options.decay,
             self_generate=options.samples,
@@ -126,7 +138,7 @@ def run_drafts(options: argparse.Namespace) -> None:
             positions=options.positions,
         )
         train_draft(recipe, Lines(), documents=documents)
-        _ship(work, DRAFTS[kind])
+        _ship(work, shipped.folder)
 
 
 def _document(source: Source) -> Document:
@@ -159,7 +171,7 @@ def run_all(options: argparse.Namespace) -> None:
     run_tokenizer(options)
     run_target(argparse.Namespace(**{**given, "minutes": options.target_minutes}))
     run_settle(argparse.Namespace(**{**given, **SETTLING, "minutes": options.settle_minutes}))
-    run_drafts(argparse.Namespace(**{**given, **DRAFTING, "minutes": options.draft_minutes, "kinds": list(DRAFTS)}))
+    run_drafts(argparse.Namespace(**{**given, **DRAFTING, "minutes": options.draft_minutes, "names": list(DRAFTS)}))
     write_report(options.target, DRAFT_DIR, options.corpus, REPORT_WINDOWS, options.target / "README.md")
 
 
@@ -273,14 +285,13 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--minutes", type=float, default=65.0, help="the time budget; the rate is zero at its end")
     target.set_defaults(run=run_target)
     drafts = parts.add_parser("drafts", parents=[_training(), _further(), _sampling()])
-    drafts.add_argument("--kinds", nargs="+", choices=list(DRAFTS), default=list(DRAFTS), help="which drafts")
+    drafts.add_argument("--names", nargs="+", choices=list(DRAFTS), default=list(DRAFTS), help="which drafts")
     drafts.add_argument("--minutes", type=float, default=25.0, help="the time budget of each")
     drafts.add_argument("--unroll", type=int, help="draft steps that a head is trained for")
     drafts.add_argument("--decay", type=float, help="how much less each deeper draft step counts")
     drafts.add_argument("--temperature", type=float, help="of the target's own completions")
     drafts.add_argument("--own-share", type=float, help="the share of the training that these are made")
     drafts.add_argument("--positions", type=int, help="trees to measure the acceptance length with")
-    drafts.add_argument("--layers", type=int, help="of the eagle3 head; with --further, new ones join behind its last")
     drafts.add_argument("--taps", type=int, nargs=3, help="hidden states that eagle3 reads")
     drafts.set_defaults(run=run_drafts, long_length=1024, batch=8, **DRAFTING)
     corpus = parts.add_parser("corpus", parents=[_places()])
