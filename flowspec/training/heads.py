@@ -44,7 +44,7 @@ class HeadStudent:
 
     def begin(self, folder: Path) -> None:
         given = load_head(folder, self._target, kind=self._head.kind, taps=self.taps)
-        count = len(given.stack)
+        count = given.layer_count
         take_weights(self._head, given, folder, new=tuple(f"layers.{index}." for index in self._further(count)))
         with torch.no_grad():
             for index in self._further(count):
@@ -55,7 +55,7 @@ class HeadStudent:
 
     def _further(self, count: int) -> range:
         """The layers behind the first `count`."""
-        return range(count, len(self._head.stack))
+        return range(count, self._head.layer_count)
 
     def states(self, tokens: torch.Tensor, observed: Observed) -> torch.Tensor:
         rows = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 
@@ -12,7 +12,7 @@ from flowspec.errors import ModelError
 from flowspec.training.divergence import LinearHead
 from flowspec.training.target import Observed
 
-SAME_SHAPE = "--begin takes a draft of the same kind, layers and options, and for a head one with fewer layers"
+SAME_SHAPE: Final = "--begin takes a draft of the same kind, layers and options, and for a head one with fewer layers"
 
 
 class Student(Protocol):
