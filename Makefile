@@ -52,7 +52,7 @@ soak: $(READY) ## more clients than there is room for, mixed, for 30 minutes: no
 demo-model: $(READY) ## train the demo model and its drafts again (hours)
 	@$(BIN)/python -m flowspec.training.demo all
 
-demo-drafts: $(READY) ## train the demo's drafts again, for the model that is there (75 minutes)
+demo-drafts: $(READY) ## train the demo's drafts again, for the model that is there (100 minutes)
 	@$(BIN)/python -m flowspec.training.demo drafts
 
 clean: ## remove .venv, caches and what was built

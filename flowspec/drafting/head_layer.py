@@ -87,6 +87,13 @@ class HeadLayer(nn.Module):
         assert self.input_layernorm is not None
         return hidden, self.input_layernorm(hidden)
 
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Add nothing: what comes out is what went in, until the layer learns."""
+        for part in (self.self_attn.o_proj, self.mlp.down_proj):
+            for parameter in part.parameters():
+                parameter.zero_()
+
     def lean(self) -> LeanLayer:
         """This layer for inference; norms are shared, and the projections are not to be used here any more."""
         front = self.input_layernorm

@@ -21,7 +21,7 @@ def link_time(link: LinkEmulation | None, token_bytes: int = 0) -> LinkTime:
     return LinkTime(link.latency, link.rate, link.message, link.jitter, link.bytes_per_token or token_bytes)
 
 
-def draft_time(emulated: DraftEmulation | None, layers: int) -> DraftTime:
+def draft_time(emulated: DraftEmulation | None, layers: int = 1) -> DraftTime:
     """A step of a drafter with that many layers; none where nothing is emulated."""
     if emulated is None:
         return DraftTime()
@@ -38,7 +38,7 @@ def pipe_of_profile(profile: Profile, stages: int | None = None, *, draft_layers
 
 
 def pipe_of_topology(
-    topology: Topology, curves: Mapping[str, Curve] | None = None, token_bytes: int = 0, *, draft_layers: int = 1
+    topology: Topology, curves: Mapping[str, Curve] | None = None, token_bytes: int = 0
 ) -> SimulatedPipe:
     """The stages of `topology` with the times that it emulates, or those of `curves` (by the name of the node).
 
@@ -65,6 +65,6 @@ def pipe_of_topology(
     return SimulatedPipe(
         tuple(stages),
         tuple(link_time(topology.link_emulation(*hop), token_bytes) for hop in hops),
-        draft_time(emulated.draft if emulated is not None else None, draft_layers),
+        draft_time(emulated.draft if emulated is not None else None),
         returns=tuple(link_time(topology.link_emulation(name, names[0]), token_bytes) for name in names[1:]),
     )

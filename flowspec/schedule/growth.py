@@ -26,8 +26,8 @@ SHORT_STEP = 0.16
 """Share of the time between two segments that a step may take before it has to expand more tokens at once, so that as
 many are expanded in that time."""
 
-LONG_STEP = 2
-"""How many times as many at most."""
+MOST_STRETCH = 2
+"""How many times as many tokens at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class Growth:
         if not self._free:
             return min(settings.expand, settings.expand_contended)
         share = self.steps.of(settings.expand) / self._interval
-        return int(settings.expand * max(1.0, min(LONG_STEP, share / SHORT_STEP)))
+        return int(settings.expand * max(1.0, min(MOST_STRETCH, share / SHORT_STEP)))
 
     @property
     def width(self) -> int:

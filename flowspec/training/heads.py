@@ -44,18 +44,10 @@ class HeadStudent:
 
     def begin(self, folder: Path) -> None:
         given = load_head(folder, self._target, kind=self._head.kind, taps=self.taps)
-        count = given.layer_count
-        take_weights(self._head, given, folder, new=tuple(f"layers.{index}." for index in self._further(count)))
-        with torch.no_grad():
-            for index in self._further(count):
-                layer = self._head.stack[index]
-                for silent in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                    for parameter in silent.parameters():
-                        parameter.zero_()
-
-    def _further(self, count: int) -> range:
-        """The layers behind the first `count`."""
-        return range(count, self._head.layer_count)
+        further = range(given.layer_count, self._head.layer_count)
+        take_weights(self._head, given, folder, new=tuple(f"layers.{index}." for index in further))
+        for layer in self._head.stack[given.layer_count :]:
+            layer.silence()
 
     def states(self, tokens: torch.Tensor, observed: Observed) -> torch.Tensor:
         rows = [
