@@ -17,26 +17,19 @@ from typing import Any
 
 import torch
 
-from flowspec.demo import MODEL_DIR
+from flowspec.bench.named_drafter import NOTATION, load_drafter
 from flowspec.demo.corpus import collect
 from flowspec.drafting.acceptance import FULL_TREE, WIDTH, Acceptance, Trial, measure
-from flowspec.drafting.causal_lm import CausalLmDrafter
-from flowspec.drafting.drafter import Drafter, check_vocabulary
-from flowspec.drafting.head_drafter import HeadDrafter
-from flowspec.drafting.head_files import load_head
-from flowspec.drafting.hybrid import HybridDrafter
-from flowspec.drafting.ngram import NgramDrafter
-from flowspec.errors import ConfigurationError
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
 from flowspec.model.text import encode_prompt, load_tokenizer
 from flowspec.model.weights import Checkpoint
 from flowspec.program import run_program
-from flowspec.topology.sections import DEMO_DRAFTERS
+from flowspec.topology.topology import DEMO_MODEL
 from flowspec.wire.parameters import SamplingParameters
 
 OUTPUT = Path("build/acceptance.json")
-KINDS = ("ngram", "causal-lm", "eagle", "eagle3", "hybrid")
+DRAFTERS = ("ngram", "causal-lm", "hybrid:causal-lm")
 SHORTEST, LONGEST = 64, 1000
 """Tokens of context."""
 PER_FILE = 4
@@ -73,32 +66,6 @@ def heldout_samples(texts: Sequence[Sequence[int]], positions: int) -> list[tupl
     return samples
 
 
-def make_drafter(named: str, target: Checkpoint, dtype: str) -> Drafter:
-    """KIND or KIND=DIR, as a pipeline has it; for a hybrid DIR may again be KIND=DIR: what n-grams are joined with."""
-    kind, _, folder = named.partition("=")
-    if kind == "ngram":
-        return NgramDrafter()
-    if kind != "hybrid":
-        return HybridDrafter([_model_drafter(kind, folder, target, dtype)])
-    inner, _, inside = folder.partition("=")
-    if inner not in KINDS:
-        inner, inside = "causal-lm", folder
-    return HybridDrafter([NgramDrafter(), _model_drafter(inner, inside, target, dtype)])
-
-
-def _model_drafter(kind: str, folder: str, target: Checkpoint, dtype: str) -> Drafter:
-    """The demo's own of that kind where no folder is named."""
-    if kind == "causal-lm":
-        source = Checkpoint(resolve_model(folder or DEMO_DRAFTERS[kind]))
-        check_vocabulary(source, target)
-        return CausalLmDrafter.load(source, dtype=dtype, device="cpu", vocab_size=target.vocab_size)
-    if kind in ("eagle", "eagle3") and (folder or kind in DEMO_DRAFTERS):
-        return HeadDrafter(load_head(resolve_model(folder or DEMO_DRAFTERS[kind]), target, kind=kind, dtype=dtype))
-    raise ConfigurationError(
-        f"there is no drafter {kind!r}", hint=f"KIND or KIND=DIR, where KIND is one of {', '.join(KINDS)}"
-    )
-
-
 def show(name: str, results: dict[str, Acceptance]) -> str:
     """One line of the table."""
     figures = "".join(f"{found.mean:9.3f} ±{found.error:5.3f}" for found in results.values())
@@ -116,9 +83,9 @@ def show_reliability(found: Acceptance) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Mean tokens per target forward of a full tree of drafts.")
-    parser.add_argument("--model", default=str(MODEL_DIR), help="the target's folder")
+    parser.add_argument("--model", default=DEMO_MODEL, help="the target's folder")
     parser.add_argument("--positions", type=int, default=200, help="how many trees per drafter and setting")
-    parser.add_argument("--drafter", action="append", metavar="KIND[=DIR]", help=f"any of {', '.join(KINDS)}")
+    parser.add_argument("--drafter", action="append", metavar=NOTATION, help=f"by default {', '.join(DRAFTERS)}")
     parser.add_argument("--tree", type=int, default=FULL_TREE, help="draft tokens of a tree")
     parser.add_argument("--width", type=int, default=WIDTH, help="children asked for per token")
     parser.add_argument("--dtype", default="float32")
@@ -132,8 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{'tokens per forward':20}" + "".join(f"{setting.name[:16]:>16}" for setting in SETTINGS) + "  steps")
     report: dict[str, Any] = {"model": str(checkpoint.path), "tree": given.tree, "width": given.width, "drafters": {}}
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype=given.dtype)
-    for named in given.drafter or ["ngram", "causal-lm", "hybrid"]:
-        drafter = make_drafter(named, checkpoint, given.dtype)
+    for named in given.drafter or DRAFTERS:
+        drafter, _ = load_drafter(named, given.model, checkpoint, given.dtype)
         results: dict[str, Acceptance] = {}
         began = time.perf_counter()
         for setting in SETTINGS:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from flowspec.bench.named_drafter import drafter_section
 from flowspec.client import Client
 from flowspec.errors import ConfigurationError
 from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
@@ -53,14 +54,8 @@ class Pipe:
         return ", ".join(parts)
 
     def topology(self, drafter: str = "auto") -> Topology:
-        """On free ports; `drafter` is a kind, or `hybrid:KIND` for n-grams joined with that one.
-
-        `=MODEL` behind it names a draft that does not come with the demo model.
-        """
-        kinds, _, own = drafter.partition("=")
-        kind, _, joined = kinds.partition(":")
-        written = {"kind": kind, "of": joined, "model": own}
-        values: dict[str, Any] = {"drafter": {key: value for key, value in written.items() if value}}
+        """On free ports, with the drafter of that name."""
+        values: dict[str, Any] = {"drafter": drafter_section(drafter)}
         if self.model == SYNTHETIC_MODEL:
             values["synthetic"] = {"tokens_per_round": self.tokens_per_round or PAPER_TOKENS_PER_ROUND}
         if self.profile is None:

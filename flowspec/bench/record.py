@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from flowspec.bench.acceptance import make_drafter
+from flowspec.bench.named_drafter import NOTATION, load_drafter
 from flowspec.bench.questions import read_set
-from flowspec.demo import MODEL_DIR
 from flowspec.drafting.acceptance import Teacher
 from flowspec.drafting.drafter import Drafter
 from flowspec.model.block import LayerBlock
@@ -29,6 +28,7 @@ from flowspec.program import run_program
 from flowspec.schedule.events import SessionRequested, TreeGrown
 from flowspec.schedule.level_growth import LevelGrowth
 from flowspec.schedule.session import Session
+from flowspec.topology.topology import DEMO_MODEL
 from flowspec.wire.parameters import SamplingParameters
 
 SESSION = "recording"
@@ -136,8 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Record text and drafts for flowspec simulate.")
     parser.add_argument("--prompts", required=True, help="a set of questions, or a file with one a line")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
-    parser.add_argument("--model", default=str(MODEL_DIR), help="the target's folder")
-    parser.add_argument("--drafter", default="causal-lm", metavar="KIND[=DIR]")
+    parser.add_argument("--model", default=DEMO_MODEL, help="the target's folder")
+    parser.add_argument("--drafter", default="causal-lm", metavar=NOTATION)
     parser.add_argument("--tokens", type=int, default=128, help="to write behind each prompt")
     parser.add_argument("--most", type=int, default=8, help="prompts")
     parser.add_argument("--temperature", type=float, default=0.0)
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoint = Checkpoint(resolve_model(given.model))
     tokenizer = load_tokenizer(checkpoint.path)
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype=given.dtype)
-    drafter = make_drafter(given.drafter, checkpoint, given.dtype)
+    drafter, looks_text_up = load_drafter(given.drafter, given.model, checkpoint, given.dtype)
     extent = Extent(given.width, given.levels, given.breadth)
     sampling = SamplingParameters(temperature=given.temperature, seed=given.seed)
     passages = []
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "breadth": extent.breadth,
         "temperature": given.temperature,
     }
-    Recording(tuple(passages), about).write(given.out)
+    Recording(tuple(passages), drafter.layers, looks_text_up, about).write(given.out)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import torch
 
-from flowspec.bench.acceptance import make_drafter
 from flowspec.bench.matrix import seed_of
+from flowspec.bench.named_drafter import NOTATION, load_drafter
 from flowspec.bench.questions import read_set
 from flowspec.bench.statistics import Pace, mean_ratio, total
-from flowspec.demo import MODEL_DIR
 from flowspec.drafting.acceptance import Teacher
 from flowspec.drafting.drafter import Drafter
 from flowspec.errors import ConfigurationError
@@ -38,7 +37,7 @@ from flowspec.schedule.events import GrowTree
 from flowspec.schedule.policies import POLICIES
 from flowspec.synthetic.guesses import Children
 from flowspec.topology.profiles import load_profile
-from flowspec.topology.sections import LOOKING_UP
+from flowspec.topology.topology import DEMO_MODEL
 from flowspec.wire.parameters import SamplingParameters
 
 POLICIES_SHOWN = ("flowspec", "chunked", "pipedec", "autoregressive")
@@ -152,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", required=True, help="a set of questions, or a file with one a line")
     parser.add_argument("--first", type=int, default=0, help="place of the first question, from 0")
     parser.add_argument("--last", type=int, default=5, help="place of the last question")
-    parser.add_argument("--model", default=str(MODEL_DIR), help="the target's folder")
-    parser.add_argument("--drafter", default="hybrid=eagle3", metavar="KIND[=DIR]")
+    parser.add_argument("--model", default=DEMO_MODEL, help="the target's folder")
+    parser.add_argument("--drafter", default="hybrid:eagle3", metavar=NOTATION)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--tokens", type=int, default=48, help="to write behind each prompt")
     parser.add_argument("--seed", type=int, default=7, help="as of flowspec bench")
@@ -169,8 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     checkpoint = Checkpoint(resolve_model(given.model))
     tokenizer = load_tokenizer(checkpoint.path)
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype="float32")
-    drafter = make_drafter(given.drafter, checkpoint, "float32")
-    looks_text_up = given.drafter.partition("=")[0] in LOOKING_UP
+    drafter, looks_text_up = load_drafter(given.drafter, given.model, checkpoint, "float32")
     profile = load_profile(given.profile)
     pipe = pipe_of_profile(profile, given.stages, draft_layers=drafter.layers)
     overheads = Overheads(message=given.message_overhead / 1e3)

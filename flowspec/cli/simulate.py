@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from flowspec.planning.estimate import Estimate, Workload
     from flowspec.planning.language import Language
     from flowspec.planning.pipe import SimulatedPipe
+    from flowspec.planning.recording import Recording
     from flowspec.schedule.options import PolicyOptions
 
 PROFILE = "paper-7b"
@@ -54,6 +55,9 @@ def simulate(
         float | None, typer.Option(help=f"Or: what a round of chunked writes.  [default: {PAPER_TOKENS_PER_ROUND}]")
     ] = None,
     recording: Annotated[Path | None, typer.Option(metavar="FILE", help="Or: text and drafts of a real run.")] = None,
+    draft_layers: Annotated[
+        int | None, typer.Option(help="Layers of the drafter, if it is a head.  [default: the recording's, or 1]")
+    ] = None,
     sweep: Annotated[
         str | None, typer.Option(metavar="KEY=V,V,...", help="stages, split, sessions, latency, rate or uneven.")
     ] = None,
@@ -77,12 +81,18 @@ def simulate(
     _check_counts(tokens=tokens, sessions=sessions, prompt=prompt, runs=runs)
     check_trace(trace)
     chosen = _policies(policy, policy_option)
-    pipe, title = _pipe(topology, profile, stages)
+    recorded = _recorded(recording)
+    if draft_layers is None:
+        draft_layers = recorded.draft_layers if recorded is not None else 1
+    _check_counts(draft_layers=draft_layers)
+    pipe, title = _pipe(topology, profile, stages, draft_layers)
     if cores is not None:
         _check_counts(cores=cores)
         pipe = replace(pipe, cores=cores)
     overheads = Overheads(message=message_overhead / 1e3, segment=segment_overhead / 1e3)
-    languages, drafts = _languages(quality, tokens_per_round, recording, seed, runs)
+    languages, drafts = _languages(quality, tokens_per_round, recorded, seed, runs)
+    if recording is not None:
+        drafts += f" in {recording.name}"
     workload = Workload(languages, tokens, sessions, prompt, overheads)
     key, values = _sweep(sweep)
     rows = []
@@ -118,7 +128,15 @@ def _policies(names: list[str] | None, given: list[str] | None) -> dict[str, Pol
     return chosen
 
 
-def _pipe(topology: Path | None, profile: str | None, stages: int | None) -> tuple[SimulatedPipe, str]:
+def _recorded(file: Path | None) -> Recording | None:
+    from flowspec.planning.recording import Recording
+
+    return None if file is None else Recording.read(file)
+
+
+def _pipe(
+    topology: Path | None, profile: str | None, stages: int | None, draft_layers: int
+) -> tuple[SimulatedPipe, str]:
     from flowspec.planning.sources import pipe_of_profile, pipe_of_topology
     from flowspec.topology import Topology
     from flowspec.topology.profiles import load_profile
@@ -128,29 +146,30 @@ def _pipe(topology: Path | None, profile: str | None, stages: int | None) -> tup
     if topology is None:
         found = load_profile(profile or PROFILE)
         count = stages or found.stages
-        return pipe_of_profile(found, count), f"{found.name}, {count} stages"
+        return pipe_of_profile(found, count, draft_layers=draft_layers), f"{found.name}, {count} stages"
     if stages is not None:
         raise ConfigurationError("the topology says how many stages there are", hint="leave out --stages")
     loaded = Topology.load(topology)
     if profile is not None:
         loaded = loaded.replace(profile=profile)
-    return pipe_of_topology(loaded), f"{topology}, {len(loaded.stages)} stages"
+    return pipe_of_topology(loaded, draft_layers=draft_layers), f"{topology}, {len(loaded.stages)} stages"
 
 
 def _languages(
-    quality: float | None, tokens_per_round: float | None, recording: Path | None, seed: int, runs: int
+    quality: float | None, tokens_per_round: float | None, recorded: Recording | None, seed: int, runs: int
 ) -> tuple[tuple[Language, ...], str]:
+    """What each run writes, and in words how good its drafts are."""
+    from dataclasses import replace
+
     from flowspec.planning.estimate import texts
     from flowspec.planning.language import SyntheticLanguage
-    from flowspec.planning.recording import Recording
     from flowspec.synthetic.calibration import quality_for
     from flowspec.synthetic.guesses import Quality
 
-    if sum(given is not None for given in (quality, tokens_per_round, recording)) > 1:
+    if sum(given is not None for given in (quality, tokens_per_round, recorded)) > 1:
         raise ConfigurationError("give one of --quality, --tokens-per-round and --recording")
-    if recording is not None:
-        passages = Recording.read(recording).passages
-        return tuple(Recording((passage,)) for passage in passages), f"recorded in {recording.name}"
+    if recorded is not None:
+        return tuple(replace(recorded, passages=(passage,)) for passage in recorded.passages), "recorded"
     if quality is not None and not 0.0 < quality < 1.0:
         raise ConfigurationError(f"quality is {quality:g}; it must be between 0 and 1")
     if quality is not None:

@@ -3,7 +3,7 @@
 The file holds one JSON object a line. The first says what was recorded; then, for each prompt, a line with its token
 ids, and a line per position of the output:
 
-    {"flowspec_recording": 1, "model": "...", "drafter": "...", "width": 4, "levels": 4, "breadth": 8, ...}
+    {"flowspec_recording": 2, "draft_layers": 3, "looks_text_up": true, "about": {"drafter": "hybrid:eagle3", ...}}
     {"prompt": [1, 2, 3]}
     {"token": 7, "drafts": [[[], [[7, -0.1], [9, -2.5]]], [[9], [[4, -0.3]]]]}
 
@@ -28,9 +28,8 @@ from flowspec.errors import ConfigurationError
 from flowspec.planning.language import Opening
 from flowspec.schedule.events import GrowTree
 from flowspec.synthetic.guesses import Children
-from flowspec.topology.sections import LOOKING_UP
 
-FORMAT = 1
+FORMAT = 2
 
 HOW_TO_MAKE = "python -m flowspec.bench.record writes one"
 
@@ -61,7 +60,12 @@ class Recording:
     """A `Language` of as many sessions as wanted: they take the passages in turn."""
 
     passages: tuple[Passage, ...]
+    draft_layers: int = 1
+    """Of the drafter, where it is a head: devices are slower with more."""
+    looks_text_up: bool = False
+    """The drafter is one that copies what the text has said before."""
     about: dict[str, Any] = field(default_factory=dict)
+    """How it was made, for its readers."""
 
     def passage(self, session: int) -> Passage:
         return self.passages[session % len(self.passages)]
@@ -85,11 +89,6 @@ class Recording:
         return RecordedGuesses(self.passage(session), self.typical)
 
     @property
-    def looks_text_up(self) -> bool:
-        """The drafter is one that copies what the text has said before."""
-        return str(self.about.get("drafter", "")).partition("=")[0] in LOOKING_UP
-
-    @property
     def typical(self) -> tuple[float, ...]:
         """Mean probabilities of a token's children, the best first."""
         found = [guess for passage in self.passages for each in passage.positions for guess in each.drafts.values()]
@@ -100,7 +99,8 @@ class Recording:
     # ---- the file ----------------------------------------------------------------------------------------------------
 
     def write(self, path: str | Path) -> None:
-        lines = [json.dumps({"flowspec_recording": FORMAT, **self.about})]
+        drafter = {"draft_layers": self.draft_layers, "looks_text_up": self.looks_text_up}
+        lines = [json.dumps({"flowspec_recording": FORMAT, **drafter, "about": self.about})]
         for passage in self.passages:
             lines.append(json.dumps({"prompt": passage.prompt}))
             lines += [_line(position) for position in passage.positions]
@@ -122,16 +122,13 @@ class Recording:
 
     @classmethod
     def _of_lines(cls, path: str, lines: Iterable[str]) -> Recording:
-        about: dict[str, Any] | None = None
+        first: dict[str, Any] | None = None
         passages: list[tuple[tuple[int, ...], list[Position]]] = []
         for number, line in enumerate(lines, start=1):
             try:
                 value = json.loads(line)
-                if about is None:
-                    version = value.pop("flowspec_recording")
-                    about = value
-                    if version != FORMAT:
-                        raise ValueError(f"format {version}, this release reads {FORMAT}")
+                if first is None:
+                    first = _header(value)
                 elif "prompt" in value:
                     passages.append((tuple(int(token) for token in value["prompt"]), []))
                 else:
@@ -143,7 +140,22 @@ class Recording:
         whole = tuple(Passage(prompt, tuple(positions)) for prompt, positions in passages if prompt and positions)
         if not whole:
             raise ConfigurationError(f"{path} holds no recorded text", hint=HOW_TO_MAKE)
-        return cls(whole, about or {})
+        return cls(whole, **(first or {}))
+
+
+def _header(value: dict[str, Any]) -> dict[str, Any]:
+    """The first line's values, as `Recording` takes them."""
+    version = value["flowspec_recording"]
+    if version != FORMAT:
+        raise ValueError(f"format {version}, this release reads {FORMAT}")
+    layers = int(value["draft_layers"])
+    if layers < 1:
+        raise ValueError(f"a drafter of {layers} layers")
+    return {
+        "draft_layers": layers,
+        "looks_text_up": bool(value["looks_text_up"]),
+        "about": dict(value["about"]),
+    }
 
 
 def _line(position: Position) -> str:

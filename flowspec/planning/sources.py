@@ -38,9 +38,11 @@ def pipe_of_profile(profile: Profile, stages: int | None = None, *, draft_layers
 
 
 def pipe_of_topology(
-    topology: Topology, curves: Mapping[str, Curve] | None = None, token_bytes: int = 0
+    topology: Topology, curves: Mapping[str, Curve] | None = None, token_bytes: int = 0, *, draft_layers: int = 1
 ) -> SimulatedPipe:
     """The stages of `topology` with the times that it emulates, or those of `curves` (by the name of the node).
+
+    A draft step takes the emulated time of a drafter with `draft_layers` layers: what it drafts with is not opened.
 
     `TopologyError` names a stage of which neither tells the time.
     """
@@ -65,6 +67,6 @@ def pipe_of_topology(
     return SimulatedPipe(
         tuple(stages),
         tuple(link_time(topology.link_emulation(*hop), token_bytes) for hop in hops),
-        draft_time(emulated.draft if emulated is not None else None),
+        draft_time(emulated.draft if emulated is not None else None, draft_layers),
         returns=tuple(link_time(topology.link_emulation(name, names[0]), token_bytes) for name in names[1:]),
     )

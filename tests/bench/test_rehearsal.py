@@ -118,6 +118,6 @@ def test_the_command_prints_what_the_demos_drafts_would_give(
     prompts.write_text('{"question_id": 1, "turns": ["import os"]}\n')
     main(["--prompts", str(prompts), "--tokens", "8", "--stages", "2", "--policies", "flowspec", "autoregressive"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "paper-7b, 2 stages, hybrid=eagle3, temperature 0"
+    assert lines[0] == "paper-7b, 2 stages, hybrid:eagle3, temperature 0"
     assert [line.split()[0] for line in lines[1:]] == ["flowspec", "autoregressive"]
     assert float(lines[1].split()[1].removesuffix("/s")) > float(lines[2].split()[1].removesuffix("/s"))

@@ -78,6 +78,21 @@ def test_simulate_replays_a_recording(capsys: pytest.CaptureFixture[str], tmp_pa
     Recording((Passage((1, 2), positions),)).write(tmp_path / "run.jsonl")
     found = json_of(capsys, "simulate", "--recording", str(tmp_path / "run.jsonl"), "--policy", "flowspec")
     assert found["results"][0]["tokens_per_round"] == 20.0
+    assert found["drafts"] == "recorded in run.jsonl"
+
+
+def test_the_steps_of_a_deep_draft_take_longer_in_a_simulation_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file, topology = tmp_path / "run.jsonl", tmp_path / "slow.yaml"
+    positions = tuple(Position(token, {(): ((token, -0.01),)}) for token in range(5, 25))
+    Recording((Passage((1, 2), positions),), draft_layers=3).write(file)
+    topology.write_text(FLEET)
+    for given in ((), (str(topology),)):
+        replay = ("simulate", *given, "--recording", str(file), "--policy", "flowspec")
+        deep = json_of(capsys, *replay)["results"][0]["tokens_per_second"]
+        shallow = json_of(capsys, *replay, "--draft-layers", "1")["results"][0]["tokens_per_second"]
+        assert deep < shallow
 
 
 @pytest.mark.parametrize(
@@ -94,6 +109,7 @@ def test_simulate_replays_a_recording(capsys: pytest.CaptureFixture[str], tmp_pa
         (("--tokens", "0"), "tokens is 0"),
         (("--stages", "0"), "stages is 0"),
         (("--recording", "nowhere.jsonl"), "cannot be read"),
+        (("--draft-layers", "0"), "draft_layers is 0"),
         (("--trace", "/nowhere/trace.json"), "cannot be written"),
     ],
 )
