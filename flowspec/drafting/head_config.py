@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from flowspec.model.sampling import SHARPNESS
+
 KINDS: Final = {"eagle": "an EAGLE-1/2 head", "eagle3": "an EAGLE-3 head"}
 """Name of a kind in topologies and folders -> how it is spoken of."""
 
@@ -48,6 +50,8 @@ class HeadConfig:
     """EAGLE-3: the residual of the first layer is the normed state, not the state."""
     norm_output: bool = False
     """EAGLE-3: the next state is the output *after* the head's own norm (EAGLE 3.1)."""
+    sharpness: float = SHARPNESS
+    """How far apart the head's scores are, as a multiple of its logits (`flowspec.model.sampling`)."""
     own_embedding: bool = False
     """The embedding belongs to the head and is stored with it; else it is the target's."""
 

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
 from flowspec.drafting.head_config import KINDS, HeadConfig
 from flowspec.drafting.taps import check_taps, resolve_taps
 from flowspec.errors import ModelError
+from flowspec.model.sampling import SHARPNESS
 from flowspec.wire.messages import FINAL
 
 OVERRIDES: Final = frozenset(
@@ -38,6 +40,7 @@ OVERRIDES: Final = frozenset(
         "output_bias",
         "qk_norm",
         "rope_parameters",
+        "sharpness",
         "taps",
     }
 )
@@ -184,8 +187,16 @@ def read_settings(
         fc_norm=found == "eagle3" and whole.flag("fc_norm"),
         norm_before_residual=found == "eagle3" and whole.flag("norm_before_residual"),
         norm_output=found == "eagle3" and _norm_output(folder, config, whole, overriding),
+        sharpness=_sharpness(overriding),
         own_embedding="embed_tokens.weight" in names,
     )
+
+
+def _sharpness(sidecar: Settings) -> float:
+    found = sidecar.number("sharpness", SHARPNESS)
+    if not 0.0 < found < inf:
+        raise ModelError(f"{sidecar.folder / SIDECAR}: sharpness is {found:g}, expected a number above 0")
+    return found
 
 
 def _kind(folder: Path, config: Mapping[str, Any], sidecar: Mapping[str, Any], names: frozenset[str]) -> str:

@@ -52,8 +52,8 @@ NOISE_ROWS = 64
 SHARPNESS: Final = 1.8
 """How many times as far apart scores are as a draft's logits. What is scored is not what the draft would draw but what
 the target will: the largest sum of logit and known noise, of which only the draft's error is uncertain. An error like
-Gumbel noise of scale 1 / SHARPNESS makes that probability the softmax of SHARPNESS * (logit + T * noise). Measured with
-the demo's head, the likelihood is highest at 2.2 (temperature 0), 2.0 (0.5) and 1.5 (1)."""
+Gumbel noise of scale 1 / SHARPNESS makes that probability the softmax of SHARPNESS * (logit + T * noise). This is
+for drafts of which it was not measured (`flowspec.training.sharpness`)."""
 
 
 def draw_seed() -> int:
@@ -103,15 +103,24 @@ class Sampler:
 
     `vocab_size` is the number of logits in a row. Where a row covers only a part of the vocabulary, `ids` (vocab_size,)
     names the token of each logit, increasing: noise, history, paths and all tokens that are returned go by these ids,
-    cuts and log-probabilities are over the part.
+    cuts and log-probabilities are over the part. `sharpness` is that of what is ranked.
     """
 
-    def __init__(self, parameters: SamplingParameters, vocab_size: int, ids: Indices | None = None) -> None:
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        vocab_size: int,
+        ids: Indices | None = None,
+        *,
+        sharpness: float = SHARPNESS,
+    ) -> None:
         if ids is not None and (len(ids) != vocab_size or (np.diff(ids) <= 0).any()):
             raise InvariantViolation("the ids of a part of the vocabulary must increase, one for each logit")
         self.parameters = parameters
         self.vocab_size = vocab_size
         self._ids = ids
+        # Noised scores are 1 / T times as far apart as logits; at temperature 0 nothing was divided.
+        self._sharpness = sharpness * (parameters.temperature or 1.0)
         self.needs_history = parameters.repetition_penalty != 1.0
         self._all = np.arange(vocab_size)
         self._uncut = not 0 < parameters.top_k < vocab_size and parameters.top_p >= 1.0 and parameters.min_p <= 0.0
@@ -169,7 +178,7 @@ class Sampler:
             penalised = [self._penalised(row, history, paths[i] if paths else ()) for i, row in enumerate(values)]
             values = np.stack(penalised)
         if self.parameters.temperature == 0.0:
-            return best(values, positions, count, SHARPNESS)
+            return best(values, positions, count, self._sharpness)
         if self._uncut and self.vocab_size <= SMALL_VOCABULARY:
             # The whole vocabulary, for every token that is expanded: in the precision of the logits where that reaches.
             exact = np.float64 if self.parameters.temperature < COLD else values.dtype
@@ -281,11 +290,6 @@ class Sampler:
             noise = gumbel(self.parameters.seed, position, self._named(kept))
         (ranked,) = best((s[kept] + noise)[None], [position], count, self._sharpness)
         return [(int(kept[index]), score) for index, score in ranked]
-
-    @property
-    def _sharpness(self) -> float:
-        """Of noised scores, which are 1 / T times as far apart as logits."""
-        return SHARPNESS * self.parameters.temperature
 
     def _noise_of(self, position: int) -> Floats:
         noise = self._noise.get(position)

@@ -30,6 +30,7 @@ from flowspec.training.progress import Reporter
 from flowspec.training.recipe import MINUTES, WHOLE_VOCABULARY, Recipe
 from flowspec.training.sampling import sampled_files
 from flowspec.training.schedule import Schedule
+from flowspec.training.sharpness import measure_sharpness
 from flowspec.training.small_lm import build_small_lm
 from flowspec.training.storage import CHECKPOINT, FACTS, OWN_TEXT, load_checkpoint, replacing, save_checkpoint
 from flowspec.training.student import Student
@@ -38,6 +39,8 @@ from flowspec.training.texts import Texts, read_texts
 from flowspec.training.windows import TokenFile, WindowStream, fixed_windows
 
 VALIDATION_TOKENS: Final = 32_768
+SHARPNESS_TOKENS: Final = 8_192
+"""Of them; a mean of so many guesses is as good as it needs to be."""
 SAMPLING_BATCH: Final = 64
 TOLD: Final = (
     *("batch", "length", "long_length", "unroll", "decay", "layers", "copy_layers", "draft_vocab", "own_embedding"),
@@ -140,6 +143,7 @@ class _Training:
             "heldout_tokens": self.texts.heldout_tokens,
             "sampled_tokens": sum(len(file.tokens) for file in own),
             "parameters": self.parameters,
+            "sharpness": self._sharpness(windows),
             "heldout": evaluation.table(found),
             "note": recipe.note,
             "recipe": self._told(),
@@ -278,6 +282,13 @@ class _Training:
         found = evaluation.agreement(self.student, self.target, windows, dtype=self.dtype)
         self.reporter.say(evaluation.described(found))
         return found
+
+    def _sharpness(self, windows: torch.Tensor) -> float | None:
+        """None: a small language model has no place for it."""
+        if not self.student.taps:
+            return None
+        part = windows[: max(1, SHARPNESS_TOKENS // self.recipe.length)]
+        return measure_sharpness(self.student, self.target, part, dtype=self.dtype)
 
     def _export(self, facts: dict[str, Any]) -> None:
         with replacing(self.recipe.out) as scratch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class HeadStudent:
         return self.feature_weight * (each * weights).sum()
 
     def export(self, folder: Path, facts: dict[str, Any]) -> None:
+        self._head.config = replace(self._head.config, sharpness=facts["sharpness"])
         save_head(self._head, folder, dtype=torch.bfloat16)
 
     def drafter(self, folder: Path, device: str) -> Drafter:

@@ -10,6 +10,7 @@ import torch
 
 from flowspec.demo import MODEL_DIR, SHIPPED
 from flowspec.drafting.head_files import load_head
+from flowspec.model.sampling import SHARPNESS
 from flowspec.model.weights import Checkpoint
 from flowspec.training.draft_card import card
 from flowspec.training.target import Target
@@ -26,6 +27,7 @@ def facts(name: str) -> dict[str, Any]:
 def test_a_shipped_head_fits_the_model_and_is_what_its_facts_say(name: str) -> None:
     head = load_head(SHIPPED[name], Checkpoint(MODEL_DIR))
     assert (head.kind, head.layer_count) == (facts(name)["kind"], facts(name)["recipe"]["layers"])
+    assert head.config.sharpness == facts(name).get("sharpness", SHARPNESS)
 
 
 @pytest.mark.parametrize("name", DRAFTS)

@@ -102,6 +102,8 @@ def test_a_config_that_cannot_be_used_is_told(
         ({"taps": [0, 1, 4]}, ["layer 4", "3 layers"]),
         ({"taps": []}, ["no hidden state"]),
         ({"kind": "medusa"}, ["flowspec.json", "medusa"]),
+        ({"sharpness": 0}, ["flowspec.json", "above 0"]),
+        ({"sharpness": "high"}, ["flowspec.json", "a number"]),
         ({"fc_norm": 1}, ["flowspec.json", "true or false"]),
         ({"fc_norm": True}, ["missing tensors: fc_norm.0.weight"]),
         ({"taps": [0, 1]}, ["fc.weight", "(32, 96)", "(32, 64)"]),
@@ -129,7 +131,14 @@ VARIANTS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
         "eagle3",
         (1, FINAL),
         {"norm_before_residual": True, "fc_norm": True, "norm_output": True, "qk_norm": True, "layer_count": 2}
-        | {"attention_bias": True, "output_bias": True, "mlp_bias": True, "fc_bias": True, "own_embedding": True},
+        | {
+            "sharpness": 2.5,
+            "attention_bias": True,
+            "output_bias": True,
+            "mlp_bias": True,
+            "fc_bias": True,
+            "own_embedding": True,
+        },
     ),
     "eagle3 with input_norm": ("eagle3", (0, 3, 3), {"norm_before_fc": True, "norm_output": True}),
 }

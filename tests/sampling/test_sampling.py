@@ -185,6 +185,16 @@ def test_ranking_at_temperature_zero_gives_log_probabilities_best_first() -> Non
     assert torch.tensor([[score for _, score in row] for row in ranked]) == pytest.approx(expected.values, abs=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_sharper_scores_are_further_apart_in_the_same_order(temperature: float) -> None:
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    sampling = SamplingParameters(temperature=temperature, seed=3)
+    plain, sharp = (Sampler(sampling, 50, sharpness=factor).rank(logits, [4, 5, 6], 4) for factor in (1.0, 3.0))
+    for row, sharper in zip(plain, sharp, strict=True):
+        assert [token for token, _ in row] == [token for token, _ in sharper]
+        assert sharper[0][1] - sharper[3][1] == pytest.approx(3 * (row[0][1] - row[3][1]))
+
+
 def test_ranking_under_noise_scores_are_log_probabilities_over_what_is_kept() -> None:
     logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
     ranked = Sampler(SamplingParameters(temperature=0.9, top_k=6, seed=3), 50).rank(logits, [7, 8], 50)

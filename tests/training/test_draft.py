@@ -89,6 +89,7 @@ def test_a_head_learns_and_loads_again(recipe: Recipe, target: Path, kind: str, 
     assert facts["acceptance"]["tokens_per_forward"] >= 1.0
     head = load_head(recipe.out, Checkpoint(target))
     assert head.kind == kind
+    assert head.config.sharpness == facts["sharpness"] > 0
     assert head.taps == changes.get("taps", (FINAL,) if kind == "eagle" else (2, 3, 3))
     if "draft_vocab" in changes:
         assert head.target_tokens is not None
