@@ -49,7 +49,7 @@ class ContinuousSettings:
     """Expected accepted tokens below which a segment of guesses is not sent, where every node has its own cores."""
     worth_contended: float = 0.5
     """The same where nodes share cores, so that a wasted segment slows the useful ones down."""
-    impatience: float = 0.6
+    impatience: float = 1.0
     """Weight of the seconds that a segment would wait for one more growth step; very large: it never waits."""
     score_order: bool = FLOWSPEC.score_order
     """Segments hold the most probable tokens first; else those of the highest levels."""
