@@ -70,6 +70,11 @@ class DraftHead(nn.Module, ABC):
         return bytes_of([self]) + sum(buffer.numel() * buffer.element_size() for buffer in self.buffers())
 
     @property
+    def sharpness(self) -> float:
+        """How far apart its scores are, as a multiple of its logits."""
+        return self.config.sharpness
+
+    @property
     def layer_count(self) -> int:
         return self.config.layer_count
 

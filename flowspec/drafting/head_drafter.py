@@ -91,7 +91,7 @@ class HeadDrafter:
             self._end(session)
             sampling, row_limit = opened
             count = self._head.vocab_size if self._ids is None else len(self._ids)
-            sampler = Sampler(sampling, count, self._ids, sharpness=self._head.config.sharpness)
+            sampler = Sampler(sampling, count, self._ids, sharpness=self._head.sharpness)
             history = TokenHistory(self._head.vocab_size) if sampler.needs_history else None
             drafting = HeadSession(epoch, HeadRows(self._head, row_limit, history), sampler)
             self._sessions[session] = drafting

@@ -13,6 +13,7 @@ import torch
 
 from flowspec.model.cache import CacheShape, TreeCache
 from flowspec.model.rows import Batch
+from flowspec.model.sampling import SHARPNESS
 from tests.model.running import chain
 
 HIDDEN = 8
@@ -27,6 +28,7 @@ class SmallHead:
     dtype = torch.float64
     device = torch.device("cpu")
     hidden_size = HIDDEN
+    sharpness = SHARPNESS
     feature_size = 5
 
     def __init__(self, vocab_size: int = 12, layers: int = 1, target_tokens: list[int] | None = None) -> None:
