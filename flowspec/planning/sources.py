@@ -21,7 +21,7 @@ def link_time(link: LinkEmulation | None, token_bytes: int = 0) -> LinkTime:
     return LinkTime(link.latency, link.rate, link.message, link.jitter, link.bytes_per_token or token_bytes)
 
 
-def draft_time(emulated: DraftEmulation | None, layers: int = 1) -> DraftTime:
+def draft_time(emulated: DraftEmulation | None, layers: int) -> DraftTime:
     """A step of a drafter with that many layers; none where nothing is emulated."""
     if emulated is None:
         return DraftTime()
@@ -43,7 +43,6 @@ def pipe_of_topology(
     """The stages of `topology` with the times that it emulates, or those of `curves` (by the name of the node).
 
     A draft step takes the emulated time of a drafter with `draft_layers` layers: what it drafts with is not opened.
-
     `TopologyError` names a stage of which neither tells the time.
     """
     known = curves or {}

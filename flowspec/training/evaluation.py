@@ -16,15 +16,14 @@ from flowspec.drafting import acceptance
 from flowspec.drafting.drafter import Drafter
 from flowspec.model.block import LayerBlock
 from flowspec.model.weights import Checkpoint
-from flowspec.training.distillation import Distillation, head_logits, reached
+from flowspec.training.distillation import Distillation
+from flowspec.training.guesses import guesses_of
 from flowspec.training.student import Student
-from flowspec.training.target import Target, autocast
+from flowspec.training.target import Target
 from flowspec.training.windows import TokenFile, batches
 from flowspec.wire.parameters import SamplingParameters
 
 TOP: Final = (1, 2, 4)
-CHUNK: Final = 512
-"""Positions whose logits are held at once."""
 PER_FILE: Final = 4
 CONTEXTS: Final = (64, 1000)
 """Shortest and longest context of a tree, in tokens."""
@@ -44,28 +43,19 @@ def agreement(
 ) -> list[Agreement]:
     """Per draft step, over all `windows` (count, length + 1)."""
     distance = Distillation(student, target, dtype=dtype)
-    device = target.device
     hits = torch.zeros(student.steps, len(TOP))
     rows = torch.zeros(student.steps)
     divergence = torch.zeros(student.steps)
     for part in batches(windows, batch):
-        tokens = part[:, :-1].to(device)
-        divergence += distance.parts(part.to(device))[1].cpu() * len(part)
-        observed = target.observe(tokens)
-        with autocast(device, dtype):
-            states = student.states(tokens, observed).flatten(1, 2)
-        counted = reached(student.steps, tokens.size(1), bool(student.taps), device).repeat(1, len(part))
-        rows += counted.sum(-1).cpu()
-        final = observed.final.flatten(0, 1)
-        for start in range(0, len(final), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            wanted = head_logits(target.head, final[chunk], dtype).argmax(-1)
-            guesses = head_logits(student.head, states[:, chunk], dtype).topk(max(TOP), dim=-1).indices
-            if student.target_tokens is not None:
-                guesses = student.target_tokens[guesses]
-            right = guesses == wanted[None, :, None]
-            for index, k in enumerate(TOP):
-                hits[:, index] += (right[..., :k].any(-1) * counted[:, chunk]).sum(-1).cpu()
+        divergence += distance.parts(part.to(target.device))[1].cpu() * len(part)
+    for each in guesses_of(student, target, windows, dtype=dtype, batch=batch):
+        rows += each.counted.sum(-1).cpu()
+        first = each.guessed.topk(max(TOP), dim=-1).indices
+        if student.target_tokens is not None:
+            first = student.target_tokens[first]
+        right = first == each.wanted.argmax(-1)[None, :, None]
+        for index, k in enumerate(TOP):
+            hits[:, index] += (right[..., :k].any(-1) * each.counted).sum(-1).cpu()
     shares = hits / rows[:, None]
     return [
         Agreement(float(divergence[step] / len(windows)), dict(zip(TOP, shares[step].tolist(), strict=True)))

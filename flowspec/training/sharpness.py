@@ -11,17 +11,14 @@ from typing import Final
 
 import torch
 
-from flowspec.training.distillation import head_logits, reached
+from flowspec.training.guesses import guesses_of
 from flowspec.training.student import Student
-from flowspec.training.target import Target, autocast
-from flowspec.training.windows import batches
+from flowspec.training.target import Target
 
 TEMPERATURES: Final = (0.0, 1.0)
 CANDIDATES: Final = tuple(tenths / 10 for tenths in range(5, 81))
 LEADERS: Final = 64
 """Tokens of a row that are compared: at any candidate above 1, what is behind them weighs nothing."""
-CHUNK: Final = 256
-"""Positions whose logits are held at once."""
 
 
 @torch.no_grad()
@@ -34,24 +31,15 @@ def measure_sharpness(
     """
     generator = torch.Generator().manual_seed(seed)
     surprise = torch.zeros(len(CANDIDATES), dtype=torch.float64)
-    for part in batches(windows, batch):
-        tokens = part[:, :-1].to(target.device)
-        observed = target.observe(tokens)
-        with autocast(target.device, dtype):
-            states = student.states(tokens, observed).flatten(1, 2)
-        counted = reached(student.steps, tokens.size(1), bool(student.taps), target.device).repeat(1, len(part)) > 0
-        final = observed.final.flatten(0, 1)
-        for start in range(0, len(final), CHUNK):
-            chunk = slice(start, start + CHUNK)
-            wanted = head_logits(target.head, final[chunk], dtype)
-            noise = -torch.empty(wanted.shape).exponential_(generator=generator).log().to(wanted)
-            if student.target_tokens is not None:
-                wanted, noise = wanted[:, student.target_tokens], noise[:, student.target_tokens]
-            guessed = head_logits(student.head, states[:, chunk], dtype)
-            for temperature in TEMPERATURES:
-                drawn = (wanted + temperature * noise).argmax(-1)
-                for step, counts in zip(guessed, counted[:, chunk], strict=True):
-                    surprise += surprises((step + temperature * noise)[counts], drawn[counts]).cpu()
+    for each in guesses_of(student, target, windows, dtype=dtype, batch=batch):
+        wanted = each.wanted
+        noise = -torch.empty(wanted.shape).exponential_(generator=generator).log().to(wanted)
+        if student.target_tokens is not None:
+            wanted, noise = wanted[:, student.target_tokens], noise[:, student.target_tokens]
+        for temperature in TEMPERATURES:
+            drawn = (wanted + temperature * noise).argmax(-1)
+            for guessed, counted in zip(each.guessed, each.counted, strict=True):
+                surprise += surprises((guessed + temperature * noise)[counted], drawn[counted]).cpu()
     return CANDIDATES[int(surprise.argmin())]
 
 
