@@ -41,6 +41,9 @@ def train_draft(
     long_length: Annotated[int, typer.Option(help="Tokens in a window in the last part.")] = 1024,
     part: Annotated[int | None, typer.Option(help="Windows in memory at once; else the whole batch.")] = None,
     unroll: Annotated[int, typer.Option(help="Draft steps that a head is trained for.")] = 5,
+    coupling: Annotated[
+        float, typer.Option(help="Weight, in the loss, of not drawing the model's token with the same noise.")
+    ] = 0.0,
     layers: Annotated[int, typer.Option(help="Layers of the draft.")] = 1,
     copy_layers: Annotated[bool, typer.Option("--copy-layers", help="causal-lm: begin with the model's.")] = False,
     draft_vocab: Annotated[
@@ -84,6 +87,7 @@ def train_draft(
         long_length=long_length,
         part=part,
         unroll=unroll,
+        coupling=coupling,
         layers=layers,
         copy_layers=copy_layers,
         draft_vocab=draft_vocab,

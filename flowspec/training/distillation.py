@@ -2,7 +2,7 @@
 
 Forward divergence, KL(target || draft), at every position of the text and every unrolled step. Deeper steps count less,
 since a draft token is worth something only if those before it were right (the code of EAGLE-3, arXiv:2503.01840, weighs
-step s by 0.8^s).
+step s by 0.8^s). On request, beside it, the probability that the draft's own draw is not the target's.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from flowspec.training.target import Target, autocast
 class Distillation:
     """The loss of `student` against `target` as a function of windows (count, length + 1)."""
 
-    def __init__(self, student: Student, target: Target, *, decay: float = 0.8, dtype: torch.dtype) -> None:
+    def __init__(
+        self, student: Student, target: Target, *, decay: float = 0.8, coupling: float = 0.0, dtype: torch.dtype
+    ) -> None:
         self._student = student
         self._target = target
         self._decay = decay
+        self._coupling = coupling
         self._dtype = dtype
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
@@ -43,6 +46,7 @@ class Distillation:
             weights.flatten(1, 2),
             tokens=student.target_tokens,
             dtype=self._dtype,
+            coupling=self._coupling,
         )
         extra = student.extra_loss(states, observed, weights)
         return total if extra is None else total + extra, parts / scale

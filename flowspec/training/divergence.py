@@ -2,7 +2,8 @@
 
 With a vocabulary of 128,000, the logits of one window fill gigabytes. Both LM heads are therefore applied to a chunk of
 positions at a time, and the gradient of the divergence with respect to the logits, which is softmax(draft) - target, is
-turned into that of states and weights at once. A target's distribution is computed once for all draft steps.
+turned into that of states and weights at once. A target's distribution is computed once for all draft steps. What the
+draft is to gain besides, a token drawn like the target's, is told from the same distributions.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+
+from flowspec.training.coupling import coupled_likeliest
 
 CHUNK_NUMBERS: Final = 2_000_000
 """Logits that are held at once, on a CPU: 8 MB in float32, which is about what stays in its caches."""
@@ -34,6 +37,7 @@ def divergence(
     *,
     tokens: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
+    coupling: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of weighted divergences, its parts per step): a scalar with gradients, and (steps,) without, in nats.
 
@@ -41,7 +45,8 @@ def divergence(
     `target_head` reads; `weights` (steps, positions), 0 where a step has no row. The divergence is the forward one,
     KL(target || draft) (Hinton et al., arXiv:1503.02531). With `tokens` (draft vocabulary,) the target's distribution
     is restricted to them and renormalised, and a position counts by the share of the target's probability that they
-    hold. Products run in `dtype`, the rest in float32 at least.
+    hold. Products run in `dtype`, the rest in float32 at least. With `coupling` the sum, but not its parts, has so many
+    times the probability that draft and target draw different tokens with the same noise.
     """
     total, parts = _Divergence.apply(  # type: ignore[no-untyped-call]
         states,
@@ -52,6 +57,7 @@ def divergence(
         weights,
         tokens,
         dtype,
+        coupling,
         any(part.requires_grad for part in (states, head.weight)),
     )
     return total, parts
@@ -71,6 +77,7 @@ class _Divergence(torch.autograd.Function):
         weights: torch.Tensor,
         tokens: torch.Tensor | None,
         dtype: torch.dtype,
+        coupling: float,
         gradients: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         needs = context.needs_input_grad
@@ -80,6 +87,7 @@ class _Divergence(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=exact) if gradients and needs[1] else None
         bias_grad = torch.zeros_like(bias, dtype=exact) if gradients and bias is not None and needs[2] else None
         parts = torch.zeros(states.size(0), dtype=exact, device=states.device)
+        different = torch.zeros((), dtype=exact, device=states.device)
         limit = CHUNK_NUMBERS if states.device.type == "cpu" else CHUNK_NUMBERS_ACCELERATOR
         step = max(1, limit // (states.size(0) * target.size(0)))
         for start in range(0, states.size(1), step):
@@ -93,9 +101,14 @@ class _Divergence(torch.autograd.Function):
             row_weights = weights[:, chunk] * share
             agreed = torch.einsum("pv,spv->sp", wanted, logits)
             parts += ((certain - agreed - entropy) * row_weights).sum(-1)
-            if not gradients:
+            if not (gradients or coupling):
                 continue
-            slope = logits.sub_(certain[..., None]).exp_().sub_(wanted).mul_(row_weights[..., None])
+            slope = logits.sub_(certain[..., None]).exp_()
+            if coupling:
+                alike, pull = coupled_likeliest(wanted, slope)
+                different += ((1 - alike) * row_weights).sum()
+                slope.sub_(pull, alpha=coupling)
+            slope.sub_(wanted).mul_(row_weights[..., None])
             narrow = slope.to(dtype)
             if states_grad is not None:
                 states_grad[:, chunk] = narrow @ head
@@ -104,14 +117,14 @@ class _Divergence(torch.autograd.Function):
             if bias_grad is not None:
                 bias_grad += slope.sum((0, 1))
         context.save_for_backward(states_grad, weight_grad, bias_grad)
-        total = parts.sum()
+        total = parts.sum() + coupling * different
         context.mark_non_differentiable(parts)
         return total, parts
 
     @staticmethod
     def backward(context: Any, *given: torch.Tensor) -> Any:
         scaled = (None if part is None else part * given[0] for part in context.saved_tensors)
-        return *scaled, None, None, None, None, None, None
+        return *scaled, None, None, None, None, None, None, None
 
 
 def _wanted(

@@ -43,8 +43,9 @@ SHARPNESS_TOKENS: Final = 8_192
 """Of them; a mean of so many guesses is as good as it needs to be."""
 SAMPLING_BATCH: Final = 64
 TOLD: Final = (
-    *("batch", "length", "long_length", "unroll", "decay", "layers", "copy_layers", "draft_vocab", "own_embedding"),
-    *("feature_weight", "rate", "cooldown", "self_generate", "temperature", "own_share", "dtype", "seed"),
+    *("batch", "length", "long_length", "unroll", "decay", "coupling", "layers", "copy_layers"),
+    *("draft_vocab", "own_embedding", "feature_weight", "rate", "cooldown"),
+    *("self_generate", "temperature", "own_share", "dtype", "seed"),
 )
 """What of a recipe is kept in training.json."""
 
@@ -105,7 +106,9 @@ class _Training:
         own = self._own_text()
         schedule = self._schedule()
         windows = self._validation()
-        distillation = Distillation(self.student, self.target, decay=recipe.decay, dtype=self.dtype)
+        distillation = Distillation(
+            self.student, self.target, decay=recipe.decay, coupling=recipe.coupling, dtype=self.dtype
+        )
         plan = Plan(
             schedule,
             recipe.out / CHECKPOINT,

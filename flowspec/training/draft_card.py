@@ -16,7 +16,8 @@ def card(facts: dict[str, Any]) -> str:
     recipe = facts["recipe"]
     layers = f" in {recipe['layers']} layers" if recipe["layers"] > 1 else ""
     rows = "\n".join(
-        f"| {row['step']} | {row['divergence']:.3f} | {row['top1']:.1%} | {row['top2']:.1%} | {row['top4']:.1%} |"
+        f"| {row['step']} | {row['divergence']:.3f} | {row['top1']:.1%} | {row['top2']:.1%} | {row['top4']:.1%} "
+        f"| {row['alike']:.1%} |"
         for row in facts["heldout"]
     )
     own = f" and {facts['sampled_tokens']:,} tokens of its own completions" if facts["sampled_tokens"] else ""
@@ -38,19 +39,24 @@ made by `flowspec train-draft` for that model and for no other. Use it with the 
 
 {unfinished}{note}## Training
 
-Distilled from the target's full distributions (forward divergence, {_steps(facts, recipe)}) on {facts["text_tokens"]:,}
+Distilled from the target's full distributions ({_loss(recipe)}, {_steps(facts, recipe)}) on {facts["text_tokens"]:,}
 tokens of text{own}: {facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["seconds"] / 60:.0f} minutes;
 flowspec {facts["flowspec"]}, torch {facts["torch"]}. `training.json` has the settings.
 
 ## On held-out text
 
 {acceptance}With the text's own tokens before every guess, how often the target's first choice is among the draft's
-first k, by draft step:
+first k, and the probability that both draw one token at temperature 1, by draft step:
 
-| step | divergence (nats) | k = 1 | k = 2 | k = 4 |
-|---|---|---|---|---|
+| step | divergence (nats) | k = 1 | k = 2 | k = 4 | drawn alike |
+|---|---|---|---|---|---|
 {rows}
 """
+
+
+def _loss(recipe: dict[str, Any]) -> str:
+    coupling = recipe["coupling"]
+    return f"forward divergence, and {coupling:g} times what is not drawn alike" if coupling else "forward divergence"
 
 
 def _steps(facts: dict[str, Any], recipe: dict[str, Any]) -> str:

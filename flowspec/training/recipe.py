@@ -41,6 +41,8 @@ class Recipe:
     """Draft steps that a head is trained for."""
     decay: float = 0.8
     """A step's weight, against that of the step before."""
+    coupling: float = 0.0
+    """Weight of the probability that draft and target draw different tokens with the same noise, in the loss."""
     layers: int = 1
     copy_layers: bool = False
     """causal-lm: begin with the target's first layers."""
@@ -104,6 +106,7 @@ class Recipe:
             ("--long-length", self.long_length, 8),
             ("--part", self.part, 1),
             ("--unroll", self.unroll, 1),
+            ("--coupling", self.coupling, 0.0),
             ("--layers", self.layers, 1),
             ("--draft-vocab", self.draft_vocab, 8),
             ("--rate", self.rate, 0.0),

@@ -40,7 +40,15 @@ VALIDATION_TOKENS: Final = 49_152
 REPORT_WINDOWS: Final = 512
 SETTLING: Final = {"compile": False, "peak": 0.2, "long_length": 512, "weight": 1.0}
 """The model writes text between two steps, so nothing is compiled; what it learned must not be forgotten."""
-DRAFTING: Final = {"unroll": 5, "decay": 0.8, "taps": None, "temperature": 0.8, "own_share": 0.0, "positions": 200}
+DRAFTING: Final = {
+    "unroll": 5,
+    "decay": 0.8,
+    "coupling": 0.0,
+    "taps": None,
+    "temperature": 0.8,
+    "own_share": 0.0,
+    "positions": 200,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +135,7 @@ def run_drafts(options: argparse.Namespace) -> None:
             taps=options.taps if shipped.kind == "eagle3" else None,
             unroll=options.unroll,
             decay=options.decay,
+            coupling=options.coupling,
             self_generate=options.samples,
             temperature=options.temperature,
             own_share=options.own_share,
@@ -289,6 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     drafts.add_argument("--minutes", type=float, default=25.0, help="the time budget of each")
     drafts.add_argument("--unroll", type=int, help="draft steps that a head is trained for")
     drafts.add_argument("--decay", type=float, help="how much less each deeper draft step counts")
+    drafts.add_argument("--coupling", type=float, help="weight of not drawing the target's token with the same noise")
     drafts.add_argument("--temperature", type=float, help="of the target's own completions")
     drafts.add_argument("--own-share", type=float, help="the share of the training that these are made")
     drafts.add_argument("--positions", type=int, help="trees to measure the acceptance length with")
