@@ -136,6 +136,15 @@ def test_a_stopped_training_exports_and_resumes_to_the_same_weights(
 
 
 @pytest.mark.parametrize("kind", ["eagle3", "causal-lm"])
+def test_a_draft_learns_to_draw_alike(recipe: Recipe, kind: str) -> None:
+    heard = Heard()
+    train_draft(replace(recipe, kind=kind, steps=40, rate=0.5, coupling=2.0), heard)
+    assert heard.steps[-1].loss < 0.97 * heard.steps[0].loss
+    assert all(0 < row["alike"] < 1 for row in facts_of(recipe)["heldout"])
+    assert "2 times what is not drawn alike" in (recipe.out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["eagle3", "causal-lm"])
 def test_a_training_begins_with_another_drafts_weights(recipe: Recipe, tmp_path: Path, kind: str) -> None:
     first = replace(recipe, kind=kind)
     train_draft(first, Heard())
@@ -227,6 +236,7 @@ def test_a_checkpoint_of_the_same_model_with_other_weights_is_refused(recipe: Re
         ({"kind": "causal-lm", "taps": (1,)}, "--taps is for eagle"),
         ({"draft_vocab": 50}, "--draft-vocab is for eagle3"),
         ({"copy_layers": True}, "--copy-layers is for causal-lm"),
+        ({"coupling": -1.0}, "--coupling is -1, and must be 0 or more"),
         ({"own_share": 1.0}, "--own-share is 1, and must be less than 1"),
         ({"own_share": -0.1}, "--own-share is -0.1"),
         ({"cooldown": 1.5}, "--cooldown is 1.5, and must be 1 or less"),
