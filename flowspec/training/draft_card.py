@@ -15,11 +15,6 @@ def card(facts: dict[str, Any]) -> str:
     """Markdown."""
     recipe = facts["recipe"]
     layers = f" in {recipe['layers']} layers" if recipe["layers"] > 1 else ""
-    rows = "\n".join(
-        f"| {row['step']} | {row['divergence']:.3f} | {row['top1']:.1%} | {row['top2']:.1%} | {row['top4']:.1%} "
-        f"| {row['alike']:.1%} |"
-        for row in facts["heldout"]
-    )
     own = f" and {facts['sampled_tokens']:,} tokens of its own completions" if facts["sampled_tokens"] else ""
     found = facts.get("acceptance")
     acceptance = (
@@ -45,17 +40,30 @@ flowspec {facts["flowspec"]}, torch {facts["torch"]}. `training.json` has the se
 
 ## On held-out text
 
-{acceptance}With the text's own tokens before every guess, how often the target's first choice is among the draft's
-first k, and the probability that both draw one token at temperature 1, by draft step:
-
-| step | divergence (nats) | k = 1 | k = 2 | k = 4 | drawn alike |
-|---|---|---|---|---|---|
-{rows}
+{acceptance}{_heldout(facts["heldout"])}
 """
 
 
+def _heldout(rows: list[dict[str, Any]]) -> str:
+    told = all("alike" in row for row in rows)
+    alike = ", and the probability that both draw one token at temperature 1" if told else ""
+    lines = [
+        "With the text's own tokens before every guess, how often the target's first choice is among the draft's",
+        f"first k{alike}, by draft step:",
+        "",
+        "| step | divergence (nats) | k = 1 | k = 2 | k = 4 |" + " drawn alike |" * told,
+        "|---|---|---|---|---|" + "---|" * told,
+    ]
+    for row in rows:
+        figures = [f"{row['divergence']:.3f}", *(f"{row[top]:.1%}" for top in ("top1", "top2", "top4"))]
+        if told:
+            figures.append(f"{row['alike']:.1%}")
+        lines.append(f"| {row['step']} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def _loss(recipe: dict[str, Any]) -> str:
-    coupling = recipe["coupling"]
+    coupling = recipe.get("coupling")
     return f"forward divergence, and {coupling:g} times what is not drawn alike" if coupling else "forward divergence"
 
 
