@@ -101,13 +101,13 @@ class _Divergence(torch.autograd.Function):
             row_weights = weights[:, chunk] * share
             agreed = torch.einsum("pv,spv->sp", wanted, logits)
             parts += ((certain - agreed - entropy) * row_weights).sum(-1)
-            if not (gradients or coupling):
-                continue
             slope = logits.sub_(certain[..., None]).exp_()
             if coupling:
                 alike, pull = coupled_likeliest(wanted, slope)
                 different += ((1 - alike) * row_weights).sum()
                 slope.sub_(pull, alpha=coupling)
+            if not gradients:
+                continue
             slope.sub_(wanted).mul_(row_weights[..., None])
             narrow = slope.to(dtype)
             if states_grad is not None:

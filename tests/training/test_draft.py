@@ -137,8 +137,10 @@ def test_a_stopped_training_exports_and_resumes_to_the_same_weights(
 
 @pytest.mark.parametrize("kind", ["eagle3", "causal-lm"])
 def test_a_draft_learns_to_draw_alike(recipe: Recipe, kind: str) -> None:
-    heard = Heard()
+    plain, heard = Heard(), Heard()
+    train_draft(replace(recipe, kind=kind, steps=1, out=recipe.out.with_name("plain")), plain)
     train_draft(replace(recipe, kind=kind, steps=40, rate=0.5, coupling=2.0), heard)
+    assert 0.1 < heard.steps[0].loss - plain.steps[0].loss < 2.0
     assert heard.steps[-1].loss < 0.97 * heard.steps[0].loss
     assert all(0 < row["alike"] < 1 for row in facts_of(recipe)["heldout"])
     assert "2 times what is not drawn alike" in (recipe.out / "README.md").read_text()
