@@ -15,6 +15,7 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, Unpack
 
@@ -97,15 +98,14 @@ class Client:
 
             transport = ZeroMQTransport(client_key=None if self._key is None else client_key(self._key))
         self._channel = await transport.connect_client(self.address)
-        loop = asyncio.get_running_loop()
         self._heard_at = time.monotonic()
-        self._tasks = [loop.create_task(self._read(self._channel), name=f"client of {self.address}: read")]
+        self._spawn(self._read(self._channel), "read")
         try:
             await self.status(timeout=self._connect_timeout)
         except BaseException:
             await self.close()
             raise
-        self._tasks.append(loop.create_task(self._watch(), name=f"client of {self.address}: watch"))
+        self._spawn(self._watch(), "watch")
         return self
 
     async def __aexit__(
@@ -232,16 +232,22 @@ class Client:
 
     # ---- tasks ----
 
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=f"client of {self.address}: {name}")
+        task.add_done_callback(self._task_ended)
+        self._tasks.append(task)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """An error that ends it ends what runs: nobody else would hear of anything any more."""
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, FlowspecError):
+            self._fail_all(error)
+        elif error is not None:
+            self._fail_all(PipelineError(f"{task.get_name()}: {type(error).__name__}: {error}"))
+
     async def _read(self, channel: ClientChannel) -> None:
         while True:
-            try:
-                message: Any = (await channel.receive()).message
-            except Exception as error:
-                reason = (
-                    error if isinstance(error, FlowspecError) else TransportError(f"{type(error).__name__}: {error}")
-                )
-                self._fail_all(reason)
-                return
+            message: Any = (await channel.receive()).message
             self._heard_at = time.monotonic()
             request = getattr(message, "request", "")
             if _goes_on(message) and request in self._inboxes:

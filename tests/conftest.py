@@ -1,4 +1,5 @@
-"""Rules for every test: no network, one torch thread, nothing left behind (`leaks`), no loop blocked (`blocking`)."""
+"""Rules for every test: no network, one torch thread, nothing left behind (`leaks`), no loop blocked (`blocking`), no
+hang without a word (`hanging`)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from functools import partial
 import hypothesis
 import pytest
 
-from tests import blocking, leaks
+from tests import blocking, hanging, leaks
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -24,6 +25,7 @@ hypothesis.settings.load_profile("flowspec")
 leaks.watch_zeromq()
 leaks.adopt_orphans()
 blocking.watch_loops()
+hanging.watch_loops()
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ answers with tickets, epochs and verdicts that may be forged, doubled or of long
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 
@@ -79,6 +80,7 @@ class FuzzedDesk:
             begin=_no_drafter,
             end=lambda session: None,
             status=self._status,
+            soon=asyncio.get_running_loop().call_soon,
         )
 
     def fuzz(self, try_one: Callable[..., None], count: int) -> Iterator[None]:

@@ -12,7 +12,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, ParamSpec
 
 from flowspec.drafting.drafter import Drafter, build_drafter
 from flowspec.errors import CoordinatorStopped, PipelineError
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+P = ParamSpec("P")
 Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
 
@@ -124,7 +126,7 @@ class Coordinator(Node):
         self._make_drafter = drafter
         self._compute: ComputeThread | None = None
         self._channels: CoordinatorChannels | None = None
-        self._credits = CreditTimer(self.scheduler.hold, lambda ticket: self.apply(SegmentTaken(ticket)))
+        self._credits = CreditTimer(self.scheduler.hold, self.guarded(lambda ticket: self.apply(SegmentTaken(ticket))))
         self._desk: FrontDesk | None = None
         self._outgoing = ForwardDesk()
         self._handlers: dict[type[Message], Handler] = {}
@@ -185,7 +187,7 @@ class Coordinator(Node):
             self._compute,
             vocab_size=self._vocab_size,
             deadline=self.topology.timeouts.progress,
-            apply=self.apply,
+            apply=self.guarded(self.apply),
             device=EmulatedDevice.of_drafter(
                 self.topology.draft_node.emulate, self.drafter.layers if self.drafter is not None else 0
             ),
@@ -202,6 +204,7 @@ class Coordinator(Node):
             begin=self._drafts.open,
             end=self._session_ended,
             status=self._status,
+            soon=self._soon,
             recalls=self._make_drafter is None and self.topology.effective_drafter.looks_text_up,
         )
         desk.hold = lambda: bool(self._watch.leaving_stages())
@@ -211,6 +214,7 @@ class Coordinator(Node):
         recovery = self._recovery = Recovery(desk, self.scheduler, self.apply)
         self._watch.lost, self._watch.given_up = recovery.stage_lost, recovery.pipe_given_up
         self._watch.outstanding, self._watch.missed = recovery.outstanding, recovery.missed
+        self._watch.unattended, self._watch.stalled = recovery.unattended, recovery.stalled
         self._traces = TraceDesk(
             self.name,
             [stage.name for stage in self.topology.stages],
@@ -241,6 +245,10 @@ class Coordinator(Node):
         self.spawn(desk.write(), "answers")
         self.spawn(self._watch.run(), "watch")
         self._progress("waiting", 0, 0)
+
+    def _soon(self, act: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call it when what runs now has ended, in the order of these calls."""
+        asyncio.get_running_loop().call_soon(partial(self.guarded(act), *args, **kwargs))
 
     def _load(self) -> None:
         """Tokenizer, drafter and the picture of the model; on the compute thread."""
@@ -315,15 +323,15 @@ class Coordinator(Node):
                 self._outgoing.put(Segment(session, epoch, number, ticket, decree, draft, roster=()))
             case GrowTree():
                 # Behind what is in the outgoing queue now: a step that has begun contends for the interpreter with it.
-                asyncio.get_running_loop().call_soon(self._drafts.ask, command)
+                self._soon(self._drafts.ask, command)
             case StopGrowth(session, epoch):
                 self._drafts.stop(session, epoch)
             case EmitTokens():
                 # The same; in the order of the commands.
-                asyncio.get_running_loop().call_soon(self._desk.emit, command)
+                self._soon(self._desk.emit, command)
             case FinishSession(session, epoch):
                 self._outgoing.put(Close(session, epoch))
-                asyncio.get_running_loop().call_soon(self._desk.finish, command)
+                self._soon(self._desk.finish, command)
             case BreakSession(session, _, reason):
                 self._desk.fail(session, PipelineError(reason, session=session))
             case OpenSession(session, epoch):

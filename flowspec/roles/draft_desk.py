@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING
 
 from flowspec.drafting.drafter import Children, Drafter, Unwanted
@@ -160,11 +161,19 @@ class DraftDesk:
         return children
 
     def _known(self, children: Children) -> Children:
-        """Without guesses of tokens that the model does not have: stage 1 could not look them up."""
+        """Without guesses that are none: tokens that the model does not have, which stage 1 could not look up, and
+        scores that are no numbers. An answer of another shape is none at all."""
         size = self._vocab_size
-        if all(0 <= token < size for _, guesses in children for token, _ in guesses):
-            return children
-        return tuple((serial, tuple(each for each in guesses if 0 <= each[0] < size)) for serial, guesses in children)
+        try:
+            if all(0 <= token < size and score < inf for _, guesses in children for token, score in guesses):
+                return children
+            return tuple(
+                (serial, tuple((token, score) for token, score in guesses if 0 <= token < size and score < inf))
+                for serial, guesses in children
+            )
+        except (TypeError, ValueError) as error:
+            logger.error("the drafter answered with something else than guesses, going on without them: %s", error)
+            return ()
 
     def take_features(self, session: str, epoch: int, first: int, features: Tensor) -> None:
         """Give features to the drafter, in order with its steps; the scheduler hears `FeaturesArrived`."""

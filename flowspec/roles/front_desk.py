@@ -32,7 +32,7 @@ class FrontDesk:
     At most `sessions` are served at a time, `waiting` more wait their turn. `check_open()` raises when no request can
     be taken now; `begin(admitted, session)` prepares the drafter and returns the taps that it reads, None when there is
     no drafter for this session; with `recalls` that drafter looks text up. `end(session)` is told of every session that
-    ends, however it ends.
+    ends, however it ends; `soon(act)` lets the event loop call `act()`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class FrontDesk:
         begin: Callable[[Admitted, str], tuple[int, ...] | None],
         end: Callable[[str], None],
         status: Callable[[str], Status],
+        soon: Callable[[Callable[[], None]], object],
         recalls: bool = False,
     ) -> None:
         self.admission = admission
@@ -61,6 +62,7 @@ class FrontDesk:
         self._begin = begin
         self._end = end
         self._status = status
+        self._soon = soon
         self._recalls = recalls
         self.counts = Counts()
         self.hold: Callable[[], bool] = lambda: False
@@ -235,7 +237,7 @@ class FrontDesk:
             self._end(session)
             self.waiting.lasted(time.perf_counter() - request.asked)
             # Not at once: whoever ends a session has more to say about it before the next one begins.
-            asyncio.get_running_loop().call_soon(self.call_next)
+            self._soon(self.call_next)
         return request
 
 

@@ -47,6 +47,9 @@ MEASURED_PROBES = 8
 SILENT_BEATS = 3
 """Heartbeats that a stage must have left out before another of its name may take its place."""
 
+PATIENCE = 2
+"""Times `timeouts.progress` for which a session may wait for its own drafter, whose step may take it once."""
+
 TYPICAL_TOKENS = 16
 """Segment size for which `link_seconds` is given."""
 
@@ -71,6 +74,10 @@ class PipeWatch:
         """What was sent and has not come back; None when there is nothing."""
         self.missed: Callable[[Outstanding], None] = lambda outstanding: None
         """Told that whatever of this has not come back by now was lost on its way."""
+        self.unattended: Callable[[], bool] = lambda: False
+        """Whether sessions wait of which nothing was sent that has not come back."""
+        self.stalled: Callable[[float], None] = lambda seconds: None
+        """Told that this has been so for `seconds`, which no policy and no drafter needs."""
         self.wanted: Callable[[], bool] = lambda: False
         """Whether somebody waits for a stage that is leaving to be gone."""
         self.moved_in: Callable[[tuple[tuple[str, str], ...]], None] = lambda places: None
@@ -231,11 +238,20 @@ class PipeWatch:
             self._send_down(Probe("forward", self._nonce))
 
     def _notice_stall(self, now: float) -> None:
-        seconds = self._topology.timeouts.progress
-        if self.ready and self.outstanding() is not None and now - self._moved_at > seconds:
+        if not self.ready:
+            return
+        seconds, still = self._topology.timeouts.progress, now - self._moved_at
+        if self.outstanding() is not None:
+            if still > seconds:
+                self._moved_at = now
+                name = self._soundings.silent_stage()
+                self.died(name, f"what is in flight has not moved for {seconds:g} s, and {name} answers no probe")
+        elif not self.unattended():
+            # Nobody waits for anything: the time counts from the next request.
             self._moved_at = now
-            name = self._soundings.silent_stage()
-            self.died(name, f"what is in flight has not moved for {seconds:g} s, and {name} answers no probe")
+        elif still > PATIENCE * seconds:
+            self._moved_at = now
+            self.stalled(still)
 
     def _notice_end(self, now: float) -> None:
         seconds = self._topology.timeouts.recovery

@@ -77,6 +77,17 @@ class Recovery:
             return None
         return Outstanding(self._scheduler.last_ticket, tuple(opened))
 
+    def unattended(self) -> bool:
+        """Sessions wait, and nothing is in flight."""
+        return not self._scheduler.in_flight and any(each.active for each in self._scheduler.sessions.values())
+
+    def stalled(self, seconds: float) -> None:
+        """Sessions have waited that long for nothing. That is a fault of ours: they begin again rather than hang."""
+        for session in [each for each in self._scheduler.sessions.values() if each.active]:
+            reason = f"nothing of it has been under way for {seconds:.0f} s"
+            logger.error("session %s begins again: %s", session.name, reason)
+            self._apply(SessionBroken(session.name, session.epoch, reason))
+
     def missed(self, outstanding: Outstanding) -> None:
         """A probe has overtaken what was outstanding when it was sent: what still is was lost."""
         self._apply(SegmentsLost(outstanding.ticket))

@@ -13,12 +13,14 @@ import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self
 
 from flowspec.errors import FlowspecError, PipelineError
 from flowspec.runtime.metrics import Metric, MetricsServer
 
 logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 class Node(abc.ABC):
@@ -75,6 +77,20 @@ class Node(abc.ABC):
         task = asyncio.get_running_loop().create_task(work, name=f"{self.name}: {name}")
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
+
+    def guarded(self, act: Callable[P, None]) -> Callable[P, None]:
+        """`act` for the event loop to call: the loop would only log an exception, here it ends the node like a task's.
+
+        Who waited for what the call did not do would else wait for ever.
+        """
+
+        def acting(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                act(*args, **kwargs)
+            except Exception as error:
+                self._end(error)
+
+        return acting
 
     async def serve_metrics(
         self, host: str, port: int, collect: Callable[[], Iterable[Metric]], healthy: Callable[[], str]

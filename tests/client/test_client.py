@@ -26,7 +26,7 @@ from flowspec.errors import (
 from flowspec.topology import Topology
 from flowspec.transport.memory import MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
-from flowspec.wire.messages import Failed
+from flowspec.wire.messages import Failed, Status
 from tests.client.coordinators import (
     PROMPT,
     STATS,
@@ -123,6 +123,19 @@ async def test_closing_the_client_cancels_what_runs_and_tells_it(connect: Connec
             await anext(chunks)
         assert caught.value.partial.token_ids == (1, 2)
         await coordinator.asked.get_nowait().cancelled.wait()
+
+
+async def test_a_task_of_the_client_that_fails_ends_what_runs(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(client: Client, status: Status) -> None:
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setattr(Client, "_notice_forgotten", fail)
+    async with connect(one_chunk_and_silence, silence_timeout=0.06) as (client, _):
+        with pytest.raises(PipelineError, match=r"read: KeyError: .*nobody expected this") as caught:
+            await client.generate("hello")
+        assert caught.value.partial.token_ids == (1, 2)
 
 
 @pytest.mark.parametrize(

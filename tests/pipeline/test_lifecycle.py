@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,10 +15,12 @@ from flowspec.client import Client
 from flowspec.errors import FlowspecError, LimitExceeded, ModelError, PipelineError, RequestError
 from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.stage import StageNode
+from flowspec.schedule.autoregressive import Autoregressive
+from flowspec.schedule.policy import Room
 from flowspec.topology import Topology
 from flowspec.transport.memory import Faults, MemoryTransport
 from flowspec.wire.frames import Envelope, register
-from flowspec.wire.messages import Message, Segment
+from flowspec.wire.messages import DraftTokens, Message, Segment
 from tests.checkpoints import write_checkpoint
 from tests.pipeline.running import alone, complete, coordinator_first, pipeline
 
@@ -68,6 +71,35 @@ async def test_a_stage_lost_in_a_stream_ends_it_with_its_name_and_the_tokens_so_
         assert written == alone(model, PROMPT, len(written))
         with pytest.raises(PipelineError, match="stage-2"):
             await complete(running, PROMPT, "flowspec")
+
+
+async def test_a_pipe_that_was_idle_for_long_is_no_pipe_that_does_not_answer(model: Path) -> None:
+    timeouts = {**QUICK, "progress": 0.5}
+    async with pipeline(model, 2, drafter="ngram", timeouts=timeouts) as running:
+        before = [stage.incarnation for stage in running.stages]
+        await asyncio.sleep(2 * timeouts["progress"])
+        compute = running.stages[0]._compute
+        assert compute is not None
+        busy = compute.run(time.sleep, 4 * timeouts["heartbeat_interval"])
+        assert list((await complete(running, PROMPT, "flowspec")).token_ids) == alone(model, PROMPT, 24)
+        await busy
+        assert [stage.incarnation for stage in running.stages] == before, "a stage was taken for lost"
+
+
+async def test_a_session_of_which_nothing_is_sent_begins_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def next_segment(policy: Autoregressive, room: Room) -> DraftTokens | None:
+        nonlocal asked
+        asked += 1
+        if asked >= 8 and policy.session.epoch == 0:
+            return None  # a policy that has forgotten a session
+        return choose(policy, room)
+
+    choose = Autoregressive.next_segment
+    monkeypatch.setattr(Autoregressive, "next_segment", next_segment)
+    async with asyncio.timeout(30.0), pipeline(model, 2, timeouts={**QUICK, "progress": 0.1}) as running:
+        assert list((await complete(running, PROMPT, "autoregressive")).token_ids) == alone(model, PROMPT, 24)
 
 
 async def test_a_lost_segment_costs_no_token(model: Path) -> None:

@@ -6,7 +6,8 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import cast
+from math import nan
+from typing import Any, cast
 
 import pytest
 
@@ -110,3 +111,32 @@ async def test_a_step_that_nobody_wants_is_broken_off_and_answered_without_a_wor
         assert answered.stopped
         assert (answered.session, answered.epoch, answered.children) == ("s", 3, ())
         made.stop("s", 3)
+
+
+class OddDrafter(StuckDrafter):
+    """Answers at once, with what it was given."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def grow(self, command: GrowTree, width: int, wanted: Wanted) -> Any:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "known"),
+    [
+        (((0, ((3, -0.5), (9, -1.0), (-1, -1.0), (4, nan))),), ((0, ((3, -0.5),)),)),
+        (((0, ((3, "likely"),)),), ()),
+        (((0, (("three", -0.5),)),), ()),
+        (((0, 3),), ()),
+        (None, ()),
+    ],
+)
+async def test_what_is_no_guess_is_left_out_and_what_is_no_answer_is_an_empty_one(answer: Any, known: Any) -> None:
+    async with asyncio.timeout(DEADLINE), desk(OddDrafter(answer), DEADLINE) as (made, events):
+        made.ask(GrowTree("s", 0, (0,), DraftTokens(), 0))
+        answered = await events.get()
+        assert isinstance(answered, TreeGrown)
+        assert answered.children == known

@@ -1,0 +1,41 @@
+"""Asynchronous tests that hang say where: after `SECONDS` all tasks' stacks are printed, and the test is cancelled.
+
+Without that a hang shows nothing but a loop that waits, and a run that somebody has to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Coroutine
+from typing import Any, TextIO
+
+SECONDS = 150.0
+"""Longer than any test takes on a busy machine, and shorter than pytest's `faulthandler_timeout`."""
+
+
+def watch_loops() -> None:
+    """From now on, look after everything that a runner runs."""
+    run = asyncio.Runner.run
+
+    def watched_run(
+        self: asyncio.Runner, main: Coroutine[Any, Any, Any], *, context: contextvars.Context | None = None
+    ) -> Any:
+        timer = self.get_loop().call_later(SECONDS, print_and_cancel, main, sys.__stderr__)
+        try:
+            return run(self, main, context=context)
+        finally:
+            timer.cancel()
+
+    asyncio.Runner.run = watched_run  # type: ignore[method-assign, assignment]
+
+
+def print_and_cancel(main: Coroutine[Any, Any, Any], output: TextIO | None) -> None:
+    tasks = asyncio.all_tasks()
+    print(f"\n{len(tasks)} tasks after {SECONDS:g} s:", file=output)
+    for task in tasks:
+        task.print_stack(file=output)
+    for task in tasks:
+        if task.get_coro() is main:
+            task.cancel(f"it hung: {SECONDS:g} s are over")
