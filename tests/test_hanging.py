@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 
 import pytest
 
@@ -18,8 +19,11 @@ def test_what_hangs_is_cancelled_and_shows_its_tasks(monkeypatch: pytest.MonkeyP
     async def wait_for_nobody() -> None:
         await asyncio.Event().wait()
 
+    async def go_on() -> None:
+        await wait_for_nobody()
+
     async def hang() -> None:
-        waiting = asyncio.create_task(wait_for_nobody())
+        waiting = asyncio.create_task(go_on(), name="another")
         try:
             await asyncio.Event().wait()
         finally:
@@ -28,4 +32,4 @@ def test_what_hangs_is_cancelled_and_shows_its_tasks(monkeypatch: pytest.MonkeyP
     with pytest.raises(asyncio.CancelledError), asyncio.Runner() as runner:
         runner.run(hang())
     assert "2 tasks after 0.05 s" in output.getvalue()
-    assert "wait_for_nobody" in output.getvalue()
+    assert re.search(r"another\n.*go_on, .*\n.*wait_for_nobody, .*test_hanging", output.getvalue())

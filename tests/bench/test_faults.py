@@ -15,7 +15,7 @@ from flowspec.bench.faults import Outcome, among_processes, in_memory, kinds
 from flowspec.bench.random_model import write_random_model
 from flowspec.topology import Topology
 
-DEADLINE = 140.0
+DEADLINE = 240.0
 
 
 @pytest.fixture(scope="module")
