@@ -1,14 +1,14 @@
 """The lifetime of a node: start, tasks, drain, stop. Knows no role, no channel and no message.
 
 A node is an async context manager. Entering it opens what it owns and starts its tasks; leaving it ends every task
-before it returns. The first task that fails ends the node, and `wait` raises its error.
+before it returns. The first task that fails ends the node: it closes itself, so that others see it gone in place of a
+node that does half of its work, and `wait` raises the error.
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Iterable
@@ -39,7 +39,10 @@ class Node(abc.ABC):
         self._draining = False
         self._told_to_stop = False
         """By `stop`, or by `drain` that has come to its end; not when it failed, or was closed without a word."""
-        self._closed = False
+        self._opened = False
+        self._closing: asyncio.Task[None] | None = None
+        self._heard = False
+        """Somebody is in `wait`, or was."""
         self._metrics: MetricsServer | None = None
 
     def renew(self) -> None:
@@ -65,6 +68,9 @@ class Node(abc.ABC):
         except BaseException:
             await self.close()
             raise
+        self._opened = True
+        if self._failed:
+            self._begin_to_close()
         return self
 
     async def __aexit__(
@@ -102,6 +108,7 @@ class Node(abc.ABC):
     async def wait(self) -> None:
         """Return when the node was stopped; raise what made it fail."""
         assert self._ended is not None, "the node was not started"
+        self._heard = True
         await asyncio.shield(self._ended)
 
     def stop(self) -> None:
@@ -119,13 +126,23 @@ class Node(abc.ABC):
     def draining(self) -> bool:
         return self._draining
 
+    @property
+    def _failed(self) -> bool:
+        return self._ended is not None and self._ended.done() and self._ended.exception() is not None
+
     async def close(self) -> None:
-        """End every task, then free everything. Safe to call twice."""
-        if self._closed:
-            return
-        self._closed = True
-        self._end(None)
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        """End every task, then free everything; return when that is done, also for whoever calls it second."""
+        await asyncio.shield(self._begin_to_close())
+
+    def _begin_to_close(self) -> asyncio.Task[None]:
+        if self._closing is None:
+            self._end(None)
+            closing = self._end_and_free(asyncio.current_task())
+            self._closing = asyncio.get_running_loop().create_task(closing, name=f"{self.name}: close")
+        return self._closing
+
+    async def _end_and_free(self, caller: asyncio.Task[Any] | None) -> None:
+        tasks = [task for task in self._tasks if task is not caller]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -135,8 +152,6 @@ class Node(abc.ABC):
         if self._metrics is not None:
             await self._metrics.close()
         await self._close()
-        if self._ended is not None and self._ended.done() and not self._ended.cancelled():
-            self._ended.exception()
 
     async def _drain_then_stop(self) -> None:
         try:
@@ -156,7 +171,7 @@ class Node(abc.ABC):
 
     def _end(self, error: BaseException | None) -> None:
         if self._ended is None or self._ended.done():
-            if error is not None and not self._closed:
+            if error is not None and self._closing is None:
                 logger.error("%s: %s", self.name, error)
             return
         if error is None:
@@ -168,8 +183,11 @@ class Node(abc.ABC):
                 error = wrapped
             self._ended.set_exception(error)
             # Marks the error as seen: `wait` raises it, but an embedding program need not call `wait`.
-            with contextlib.suppress(asyncio.CancelledError):
-                self._ended.exception()
+            self._ended.exception()
+            if not self._heard:
+                logger.error("%s: %s", self.name, error)
+            if self._opened:
+                self._begin_to_close()
 
 
 def _tasks() -> Metric:

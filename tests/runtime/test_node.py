@@ -11,11 +11,17 @@ from flowspec.runtime.node import Node
 
 
 class Empty(Node):
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.free = asyncio.Event()
+        self.closed = 0
+
     async def _open(self) -> None:
         pass
 
     async def _close(self) -> None:
-        pass
+        await self.free.wait()
+        self.closed += 1
 
     async def _drain(self) -> None:
         pass
@@ -35,4 +41,33 @@ async def test_a_callback_that_raises_ends_the_node_with_its_error() -> None:
         loop.call_soon(node.guarded(act), 2)
         with pytest.raises(PipelineError, match=r"stage-9.*KeyError.*nobody expected this"):
             await node.wait()
+        node.free.set()
     assert heard == [1, 2]
+
+
+async def test_a_node_of_which_a_task_fails_closes_itself(caplog: pytest.LogCaptureFixture) -> None:
+    ended = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def fail() -> None:
+        raise KeyError("nobody expected this")
+
+    async with asyncio.timeout(10.0), Empty("stage-9") as node:
+        node.spawn(work(), "work")
+        node.spawn(fail(), "fail")
+        await ended.wait()
+        with pytest.raises(PipelineError, match="KeyError"):
+            await node.wait()
+        closing = [asyncio.create_task(node.close()) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in closing), "who closes a node that is closing waits for its end"
+        node.free.set()
+        await asyncio.gather(*closing)
+        assert node.closed == 1
+    assert node.closed == 1
+    assert "nobody expected this" in caplog.text, "nobody was in `wait` when it failed"
