@@ -6,8 +6,11 @@ When that is says `flowspec.topology.link_calendar`; a message takes its bytes' 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
@@ -47,9 +50,10 @@ class LinkSchedule:
 
 
 class EmulatedSender:
-    """A `Sender` whose messages take the time of an emulated link; `pump` has to run.
+    """A `ThreadSender` whose messages take the time of an emulated link; `pump` has to run, in the loop that runs now.
 
-    `send` returns the bytes that the link was charged, and waits while too many are under way.
+    `send` returns the bytes that the link was charged, and waits while too many are under way. A message's time begins
+    with the call, also of another thread, as it would on a link that is not emulated.
     """
 
     def __init__(
@@ -66,11 +70,37 @@ class EmulatedSender:
         self._schedule = LinkSchedule(link, seed)
         self._clock = clock
         self._until = until
-        self._queue: asyncio.Queue[tuple[float, Message, Sequence[torch.Tensor]]] = asyncio.Queue(CAPACITY)
+        self._loop = asyncio.get_running_loop()
+        self._entrance = threading.Lock()
+        """Held by whoever puts a message on the link: they arrive in the order in which they came."""
+        self._under_way: deque[tuple[float, Message, Sequence[torch.Tensor]]] = deque()
+        self._entered = asyncio.Event()
+        self._left = asyncio.Event()
+        self._waiting = asyncio.Lock()
+        """Held by the first of those who wait for room."""
 
     async def send(self, message: Message, tensors: Sequence[torch.Tensor] = ()) -> int:
+        async with self._waiting:
+            while (charged := self._enter(message, tensors)) is None:
+                self._left.clear()
+                await self._left.wait()
+        self._entered.set()
+        return charged
+
+    def send_from_thread(self, message: Message, tensors: Sequence[torch.Tensor] = ()) -> int | None:
+        charged = None if self._waiting.locked() else self._enter(message, tensors)
+        if charged is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone: nobody delivers anything any more
+                self._loop.call_soon_threadsafe(self._entered.set)
+        return charged
+
+    def _enter(self, message: Message, tensors: Sequence[torch.Tensor]) -> int | None:
+        """Put it on the link, from any thread, and return what that charges; None where there is no room."""
         tokens, size = sum(len(tensor) for tensor in tensors), own_bytes(tensors)
-        await self._queue.put((self._schedule.arrival(self._clock(), tokens, size), message, tensors))
+        with self._entrance:
+            if len(self._under_way) >= CAPACITY:
+                return None
+            self._under_way.append((self._schedule.arrival(self._clock(), tokens, size), message, tensors))
         return self._schedule.charge(tokens, size)
 
     def hidden_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
@@ -84,9 +114,15 @@ class EmulatedSender:
             if until is None:
                 until = (await stack.enter_async_context(Alarm("emulated link"))).until
             while True:
-                due, message, tensors = await self._queue.get()
-                await until(due)
-                await self._inner.send(message, tensors)
+                while self._under_way:
+                    due, message, tensors = self._under_way[0]
+                    await until(due)
+                    await self._inner.send(message, tensors)
+                    self._under_way.popleft()
+                    self._left.set()
+                self._entered.clear()
+                if not self._under_way:
+                    await self._entered.wait()
 
     def statistics(self) -> ChannelStatistics:
         return self._inner.statistics()

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowspec.runtime.alarm import Alarm
-from flowspec.runtime.emulated_link import EmulatedSender, LinkSchedule
+from flowspec.runtime.compute import ComputeThread
+from flowspec.runtime.emulated_link import CAPACITY, EmulatedSender, LinkSchedule
 from flowspec.topology import LinkEmulation
 from flowspec.topology.link_calendar import HEADER_BYTES
 from flowspec.transport.base import ChannelStatistics
@@ -83,6 +84,39 @@ async def test_a_small_message_keeps_nobody_waiting_and_overtakes_nobody() -> No
         async with asyncio.timeout(30):
             await wire.complete.wait()
     assert [when for when, _ in wire.delivered] == pytest.approx([0.002, 0.011, 0.011])
+
+
+async def test_messages_of_another_thread_leave_in_order_with_the_loops_and_wait_their_turn() -> None:
+    numbers = range(4 * CAPACITY)
+    # A wire that takes nothing yet: what is on the link stays there.
+    opened = asyncio.Event()
+    wire = Wire()
+    wire.wanted = len(numbers) + 1
+
+    async def until(when: float) -> None:
+        await opened.wait()
+
+    sender = EmulatedSender(wire, LinkEmulation(latency_ms=5), clock=lambda: 0.0, until=until)
+    pump = asyncio.ensure_future(sender.pump())
+    compute = ComputeThread("compute")
+    try:
+        sent = [number for number in numbers if await compute.run(sender.send_from_thread, Cancelled(str(number), 0))]
+        assert sent == list(numbers[:CAPACITY]), "there is room for so many"
+        waits = asyncio.ensure_future(sender.send(Cancelled("waits", 0)))
+        await asyncio.sleep(0)
+        opened.set()
+        async with asyncio.timeout(30):
+            assert await waits == HEADER_BYTES
+            for number in numbers[CAPACITY:]:
+                if not await compute.run(sender.send_from_thread, Cancelled(str(number), 0)):
+                    await sender.send(Cancelled(str(number), 0))
+            await wire.complete.wait()
+        expected = [*(str(number) for number in sent), "waits", *(str(number) for number in numbers[CAPACITY:])]
+        assert [message for _, message in wire.delivered] == [Cancelled(name, 0) for name in expected]
+    finally:
+        pump.cancel()
+        await asyncio.gather(pump, return_exceptions=True)
+        await compute.close()
 
 
 def test_jitter_is_drawn_from_the_seed_and_bounded() -> None:
