@@ -3,8 +3,9 @@
 Two processes on this machine send a segment of 16 tokens with its hidden states, (16, 4096) in bfloat16 = 128 KB, back
 and forth, over the real frames, sockets, event loop and compute thread; half of a round trip is one hop. Between the
 round trips, in the same two processes, the same bytes go over plain blocking pyzmq: what the network alone costs here.
+A pipe of slow devices rests between two messages, and whoever is woken up takes longer: `--pause` does the same.
 
-    python -m flowspec.bench.hop [repeats]
+    python -m flowspec.bench.hop [repeats] [--pause MILLISECONDS]
 """
 
 from __future__ import annotations
@@ -64,14 +65,17 @@ class HopResult:
         )
 
 
-def measure_hop(repeats: int = 300) -> HopResult:
-    """Start two processes, measure, and end them. Raises `PeerTimeout` when they do not answer in two minutes."""
+def measure_hop(repeats: int = 300, pause: float = 0.0) -> HopResult:
+    """Start two processes, measure, and end them; `pause` is how long they rest before each round trip, in seconds.
+
+    Raises `PeerTimeout` when they do not answer in two minutes and what the pauses take.
+    """
     context = multiprocessing.get_context("spawn")
     here_a, there_a = context.Pipe()
     here_b, there_b = context.Pipe()
     processes = [
-        context.Process(target=_process, args=(there_a, repeats, True), daemon=True),
-        context.Process(target=_process, args=(there_b, repeats, False), daemon=True),
+        context.Process(target=_process, args=(there_a, repeats, pause, True), daemon=True),
+        context.Process(target=_process, args=(there_b, repeats, pause, False), daemon=True),
     ]
     for process in processes:
         process.start()
@@ -79,7 +83,7 @@ def measure_hop(repeats: int = 300) -> HopResult:
         address_a, address_b = _answer(here_a), _answer(here_b)
         here_a.send(address_b)
         here_b.send(address_a)
-        result = _answer(here_a)
+        result = _answer(here_a, DEADLINE_SECONDS + 2 * pause * (WARM_UP + repeats))
         assert isinstance(result, HopResult)
         return result
     finally:
@@ -94,20 +98,20 @@ def measure_hop(repeats: int = 300) -> HopResult:
             process.close()
 
 
-def _answer(connection: Connection) -> object:
-    if not connection.poll(DEADLINE_SECONDS):
-        raise PeerTimeout("a measuring process", DEADLINE_SECONDS)
+def _answer(connection: Connection, seconds: float = DEADLINE_SECONDS) -> object:
+    if not connection.poll(seconds):
+        raise PeerTimeout("a measuring process", seconds)
     return connection.recv()
 
 
 # ---- in the two processes --------------------------------------------------------------------------------------------
 
 
-def _process(parent: Connection, repeats: int, first: bool) -> None:
+def _process(parent: Connection, repeats: int, pause: float, first: bool) -> None:
     import torch
 
     torch.set_num_threads(1)
-    run(_measure(parent, repeats, first))
+    run(_measure(parent, repeats, pause, first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ def _endpoint(socket: zmq.Socket[bytes]) -> str:
     return name.rstrip(b"\0").decode()
 
 
-async def _measure(parent: Connection, repeats: int, first: bool) -> None:
+async def _measure(parent: Connection, repeats: int, pause: float, first: bool) -> None:
     import torch
 
     hidden = torch.randn(TOKENS, WIDTH, dtype=torch.float32).to(torch.bfloat16)
@@ -164,9 +168,11 @@ async def _measure(parent: Connection, repeats: int, first: bool) -> None:
     raws: list[float] = []
     try:
         async with _ends(parent) as ends:
-            play = _serve if first else _return_ball
             for _ in range(WARM_UP + repeats):
-                await play(ends, compute, hidden, hops, raws)
+                if first:
+                    await _serve(ends, compute, hidden, hops, raws, pause)
+                else:
+                    await _return_ball(ends, compute)
             if first:
                 parent.send(_result(hops[WARM_UP:], raws[WARM_UP:], hidden))
             parent.recv()
@@ -188,23 +194,23 @@ async def _send(ends: _Ends, compute: ComputeThread, message: Message, tensor: C
 
 
 async def _serve(
-    ends: _Ends, compute: ComputeThread, hidden: torch.Tensor, hops: list[float], raws: list[float]
+    ends: _Ends, compute: ComputeThread, hidden: torch.Tensor, hops: list[float], raws: list[float], pause: float
 ) -> None:
+    await asyncio.sleep(pause)
     began = await _send(ends, compute, _segment(), hidden.clone)
     envelope = await ends.receiver.receive()
     ended = await compute.run(time.perf_counter)
     assert envelope.tensors[0].shape == hidden.shape
     hops.append((ended - began) / 2)
     frames = [bytes(frame) for frame in encode(_segment(), [hidden])]
+    await asyncio.sleep(pause)
     began = time.perf_counter()
     ends.raw_out.send_multipart(frames)
     ends.raw_in.recv_multipart()
     raws.append((time.perf_counter() - began) / 2)
 
 
-async def _return_ball(
-    ends: _Ends, compute: ComputeThread, hidden: torch.Tensor, hops: list[float], raws: list[float]
-) -> None:
+async def _return_ball(ends: _Ends, compute: ComputeThread) -> None:
     envelope = await ends.receiver.receive()
     await _send(ends, compute, envelope.message, lambda: envelope.tensors[0])
     ends.raw_out.send_multipart(ends.raw_in.recv_multipart())
@@ -246,7 +252,9 @@ def _milliseconds(call: Callable[[], object], times: int = 200) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure one hop between two nodes on this machine.")
     parser.add_argument("repeats", nargs="?", type=int, default=300)
-    print(measure_hop(max(2, parser.parse_args().repeats)))
+    parser.add_argument("--pause", type=float, default=0.0, help="milliseconds of rest before each round trip")
+    arguments = parser.parse_args()
+    print(measure_hop(max(2, arguments.repeats), max(0.0, arguments.pause) / 1e3))
 
 
 if __name__ == "__main__":
