@@ -247,7 +247,12 @@ class Client:
 
     async def _read(self, channel: ClientChannel) -> None:
         while True:
-            message: Any = (await channel.receive()).message
+            try:
+                message: Any = (await channel.receive()).message
+            except FlowspecError:
+                raise
+            except Exception as error:
+                raise TransportError(f"{type(error).__name__}: {error}") from error
             self._heard_at = time.monotonic()
             request = getattr(message, "request", "")
             if _goes_on(message) and request in self._inboxes:

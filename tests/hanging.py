@@ -36,7 +36,6 @@ def print_and_cancel(main: Coroutine[Any, Any, Any], output: TextIO | None) -> N
     print(f"\n{len(tasks)} tasks after {SECONDS:g} s:", file=output)
     for task in tasks:
         print(task.get_name(), *places(task.get_coro()), sep="\n    ", file=output)
-    for task in tasks:
         if task.get_coro() is main:
             task.cancel(f"it hung: {SECONDS:g} s are over")
 

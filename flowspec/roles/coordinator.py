@@ -12,8 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, TypeVarTuple
 
 from flowspec.drafting.drafter import Drafter, build_drafter
 from flowspec.errors import CoordinatorStopped, PipelineError
@@ -88,7 +87,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
+Ts = TypeVarTuple("Ts")
 Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
 
@@ -246,9 +245,9 @@ class Coordinator(Node):
         self.spawn(self._watch.run(), "watch")
         self._progress("waiting", 0, 0)
 
-    def _soon(self, act: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+    def _soon(self, act: Callable[[*Ts], None], *args: *Ts) -> None:
         """Call it when what runs now has ended, in the order of these calls."""
-        asyncio.get_running_loop().call_soon(partial(self.guarded(act), *args, **kwargs))
+        asyncio.get_running_loop().call_soon(self.guarded(act), *args)
 
     def _load(self) -> None:
         """Tokenizer, drafter and the picture of the model; on the compute thread."""

@@ -47,7 +47,7 @@ MEASURED_PROBES = 8
 SILENT_BEATS = 3
 """Heartbeats that a stage must have left out before another of its name may take its place."""
 
-PATIENCE = 2
+STALLED_TIMES = 2
 """Times `timeouts.progress` for which a session may wait for its own drafter, whose step may take it once."""
 
 TYPICAL_TOKENS = 16
@@ -249,7 +249,7 @@ class PipeWatch:
         elif not self.unattended():
             # Nobody waits for anything: the time counts from the next request.
             self._moved_at = now
-        elif still > PATIENCE * seconds:
+        elif still > STALLED_TIMES * seconds:
             self._moved_at = now
             self.stalled(still)
 

@@ -15,6 +15,7 @@ from flowspec.roles.request import Request
 from flowspec.roles.soundings import Outstanding
 from flowspec.schedule.arbiter import Scheduler
 from flowspec.schedule.events import Event, PipeLost, SegmentsLost, SessionBroken, SessionReady
+from flowspec.schedule.session import Session
 from flowspec.wire.messages import OpenAcknowledged, Trouble
 
 logger = logging.getLogger(__name__)
@@ -79,14 +80,17 @@ class Recovery:
 
     def unattended(self) -> bool:
         """Sessions wait, and nothing is in flight."""
-        return not self._scheduler.in_flight and any(each.active for each in self._scheduler.sessions.values())
+        return not self._scheduler.in_flight and bool(self._active())
 
     def stalled(self, seconds: float) -> None:
         """Sessions have waited that long for nothing. That is a fault of ours: they begin again rather than hang."""
-        for session in [each for each in self._scheduler.sessions.values() if each.active]:
+        for session in self._active():
             reason = f"nothing of it has been under way for {seconds:.0f} s"
             logger.error("session %s begins again: %s", session.name, reason)
             self._apply(SessionBroken(session.name, session.epoch, reason))
+
+    def _active(self) -> list[Session]:
+        return [session for session in self._scheduler.sessions.values() if session.active]
 
     def missed(self, outstanding: Outstanding) -> None:
         """A probe has overtaken what was outstanding when it was sent: what still is was lost."""

@@ -138,6 +138,18 @@ async def test_a_task_of_the_client_that_fails_ends_what_runs(
         assert caught.value.partial.token_ids == (1, 2)
 
 
+async def test_a_channel_that_fails_is_an_error_of_the_transport(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail() -> None:
+        raise OSError("the wire is cut")
+
+    async with connect(one_chunk_and_silence) as (client, _):
+        monkeypatch.setattr(client._channel, "receive", fail)
+        with pytest.raises(TransportError, match="OSError: the wire is cut"):
+            await client.generate("hello")
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

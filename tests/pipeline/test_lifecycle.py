@@ -77,6 +77,7 @@ async def test_a_pipe_that_was_idle_for_long_is_no_pipe_that_does_not_answer(mod
     timeouts = {**QUICK, "progress": 0.5}
     async with pipeline(model, 2, drafter="ngram", timeouts=timeouts) as running:
         before = [stage.incarnation for stage in running.stages]
+        # Not for anything to happen: that nothing does for so long is what is tested.
         await asyncio.sleep(2 * timeouts["progress"])
         compute = running.stages[0]._compute
         assert compute is not None
@@ -87,12 +88,13 @@ async def test_a_pipe_that_was_idle_for_long_is_no_pipe_that_does_not_answer(mod
 
 
 async def test_a_session_of_which_nothing_is_sent_begins_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = 0
+    asked = forgotten = 0
 
     def next_segment(policy: Autoregressive, room: Room) -> DraftTokens | None:
-        nonlocal asked
+        nonlocal asked, forgotten
         asked += 1
         if asked >= 8 and policy.session.epoch == 0:
+            forgotten += 1
             return None  # a policy that has forgotten a session
         return choose(policy, room)
 
@@ -100,6 +102,7 @@ async def test_a_session_of_which_nothing_is_sent_begins_again(model: Path, monk
     monkeypatch.setattr(Autoregressive, "next_segment", next_segment)
     async with asyncio.timeout(30.0), pipeline(model, 2, timeouts={**QUICK, "progress": 0.1}) as running:
         assert list((await complete(running, PROMPT, "autoregressive")).token_ids) == alone(model, PROMPT, 24)
+    assert forgotten
 
 
 async def test_a_lost_segment_costs_no_token(model: Path) -> None:
