@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from flowspec.bench.heldout import heldout_prompts
 from flowspec.bench.pipes import Pipe
-from flowspec.bench.speed import Speed, compare, heldout_prompts
+from flowspec.bench.speed import Speed, compare
 from flowspec.cluster import LocalCluster
 from flowspec.program import run_program
 from flowspec.runtime.loop import run

@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from statistics import median
 
-from flowspec.bench.speed import generate, heldout_prompts
+from flowspec.bench.heldout import heldout_prompts
+from flowspec.bench.speed import generate
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.program import run_program

@@ -11,7 +11,8 @@ import argparse
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from flowspec.bench.speed import POLICIES, SEED, generate, heldout_prompts
+from flowspec.bench.heldout import heldout_prompts
+from flowspec.bench.speed import POLICIES, SEED, generate
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.model.check import WholeModel, check_generation

@@ -17,7 +17,7 @@ from time import perf_counter
 
 import torch
 
-from flowspec.bench.speed import heldout_prompts
+from flowspec.bench.heldout import heldout_prompts
 from flowspec.client import Client
 from flowspec.cluster import local_topology
 from flowspec.drafting.drafter import Children, Wanted, always

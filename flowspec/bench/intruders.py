@@ -27,8 +27,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import median
 
+from flowspec.bench.heldout import heldout_prompts
 from flowspec.bench.knocking import Begin, Burn, Knocks, Pause, knock
-from flowspec.bench.speed import generate, heldout_prompts
+from flowspec.bench.speed import generate
 from flowspec.bench.stranger_costs import NodeCosts, measure_costs, thread_seconds
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster

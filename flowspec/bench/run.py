@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from flowspec.bench.bookkeeping import measure_bookkeeping
+from flowspec.bench.heldout import heldout_prompts
 from flowspec.bench.hop import measure_hop
 from flowspec.bench.memory import measure_memory
 from flowspec.bench.sampling import measure_sampling
-from flowspec.bench.speed import Speed, compare, heldout_prompts
+from flowspec.bench.speed import Speed, compare
 from flowspec.cluster import LocalCluster
 from flowspec.demo import MODEL_DIR
 from flowspec.program import run_program

@@ -11,13 +11,11 @@ from statistics import median
 
 from flowspec.client import Client, Generation
 from flowspec.cluster import LocalCluster
-from flowspec.demo.corpus import collect
 from flowspec.errors import PipelineError
 from flowspec.model.check import WholeModel, check_generation
 from flowspec.wire.parameters import SamplingParameters
 
 POLICIES = ("autoregressive", "flowspec")
-PROMPT_CHARACTERS = 600
 WARM_UP_TOKENS = 8
 SEED = 7
 
@@ -41,13 +39,6 @@ class Speed:
     """Seconds to the first token with flowspec."""
     same_tokens: int
     """Prompts for which both policies wrote the same tokens; the others differ by shown ties only."""
-
-
-def heldout_prompts(count: int) -> list[str]:
-    """Beginnings of files that the demo model has never seen, spread over the library, ended inside a line."""
-    files = [source.text for source in collect() if source.split == "heldout" and len(source.text) > 4000]
-    step = len(files) / count
-    return [files[int(index * step)][:PROMPT_CHARACTERS].rstrip() for index in range(count)]
 
 
 async def compare(cluster: LocalCluster, prompts: list[str], *, temperature: float, new_tokens: int) -> Speed:

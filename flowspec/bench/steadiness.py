@@ -14,8 +14,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowspec.bench.heldout import heldout_prompts
 from flowspec.bench.memory import resident
-from flowspec.bench.speed import POLICIES, heldout_prompts
+from flowspec.bench.speed import POLICIES
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.program import run_program

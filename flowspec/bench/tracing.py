@@ -7,7 +7,8 @@ import json
 import math
 from statistics import mean, median, stdev
 
-from flowspec.bench.speed import SEED, WARM_UP_TOKENS, heldout_prompts
+from flowspec.bench.heldout import heldout_prompts
+from flowspec.bench.speed import SEED, WARM_UP_TOKENS
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.errors import PipelineError

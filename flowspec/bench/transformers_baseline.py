@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-from flowspec.bench.speed import WARM_UP_TOKENS, generate, heldout_prompts
+from flowspec.bench.heldout import heldout_prompts
+from flowspec.bench.speed import WARM_UP_TOKENS, generate
 from flowspec.client import Client
 from flowspec.cluster import LocalCluster
 from flowspec.errors import PipelineError

@@ -52,7 +52,7 @@ class Scheduler:
 
     def __init__(self, profile: PipeProfile = UNMEASURED, settings: ContinuousSettings | None = None) -> None:
         self.settings = settings or ContinuousSettings()
-        self.pipe = PipeModel(profile)
+        self._measured(profile)
         self._policies: dict[str, Policy] = {}
         self._sessions: dict[str, Session] = {}
         self._tickets: dict[int, tuple[str, int]] = {}
@@ -117,7 +117,7 @@ class Scheduler:
             case SessionRequested():
                 return self._admit(event)
             case PipeMeasured():
-                self.pipe = PipeModel(event.profile)
+                self._measured(event.profile)
             case PipeLost():
                 self._lose_pipe()
             case PipeRestored():
@@ -144,6 +144,10 @@ class Scheduler:
                     self._sessions[event.session].drafter = False
                 return self._policies[event.session].handle(event, self._room())
         return []
+
+    def _measured(self, profile: PipeProfile) -> None:
+        self.pipe = PipeModel(profile)
+        self._alone = PipeModel(profile, alone=True)
 
     def _admit(self, event: SessionRequested) -> list[Command]:
         if event.session in self._sessions:
@@ -220,11 +224,12 @@ class Scheduler:
     # ---- sending -----------------------------------------------------------------------------------------------------
 
     def _room(self) -> Room:
-        return Room(self.pipe, max(1, sum(session.active for session in self._sessions.values())))
+        active = [session for session in self._sessions.values() if session.active]
+        alone = len(active) == 1 and not active[0].prefilling
+        return Room(self._alone if alone else self.pipe, max(1, len(active)))
 
-    def _slots(self) -> int:
+    def _slots(self, pipe: PipeModel) -> int:
         """How many segments fit into the pipe now; those with nothing alive take no time, so they take no room."""
-        pipe = self.pipe
         alive = [ticket for ticket, owner in self._tickets.items() if self._is_alive(ticket, *owner)]
         queued = sum(ticket > self._taken for ticket in alive)
         return min(pipe.window - len(alive), pipe.queue - queued, FLOOD * pipe.window - len(self._tickets))
@@ -237,7 +242,7 @@ class Scheduler:
         commands: list[Command] = []
         room = self._room()
         paced = any(policy.paced for policy in self._policies.values())
-        while (slots := self._slots()) > 0 or paced:
+        while (slots := self._slots(room.pipe)) > 0 or paced:
             choice = self._choose(room, slots)
             if choice is None:
                 break

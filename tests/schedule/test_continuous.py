@@ -232,3 +232,20 @@ def test_what_has_died_at_stage_one_is_not_waited_for() -> None:
     scheduler.handle(returned(1, 2, 9))
     assert guessed.draft.serials[0] not in scheduler.sessions["s"].tree
     assert scheduler.hold(guessed.ticket) == 0.0
+
+
+@pytest.mark.parametrize(("sessions", "most"), [(1, 3), (2, 4)])
+def test_drafts_of_one_session_leave_the_pipe_some_air_and_those_of_several_fill_it(sessions: int, most: int) -> None:
+    scheduler = Scheduler(PIPE, replace(HASTY, segment=1))
+    names = ("s", "t")[:sessions]
+    for name in names:
+        scheduler.handle(replace(REQUEST, session=name))
+        scheduler.handle(SessionReady(name, 0))
+    scheduler.handle(SegmentTaken(1))
+    for name in names:
+        children = tuple((token, log(0.15)) for token in range(20, 26))
+        scheduler.handle(TreeGrown(name, 0, ((2, children),), 0.001))
+    for _ in range(10):
+        scheduler.handle(SegmentTaken(scheduler.last_ticket))
+    assert scheduler.in_flight == most
+    scheduler.check_integrity()

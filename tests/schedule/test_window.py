@@ -43,6 +43,50 @@ def test_the_window_is_what_keeps_the_bottleneck_busy(model: PipeModel, window: 
     assert model.window == window
 
 
+def alone(model: PipeModel) -> PipeModel:
+    return PipeModel(model.profile, alone=True)
+
+
+@pytest.mark.parametrize(
+    ("model", "window", "by_itself"),
+    [
+        (pipe(0.06, 0.06, 0.06, 0.06), 4, 3),
+        (pipe(0.06, 0.06, 0.06, 0.06, link=0.005), 4, 4),
+        (pipe(0.06, 0.06, 0.06, 0.06, link=0.012), 5, 4),
+        (pipe(0.12, 0.06, 0.06, 0.06, link=0.006), 3, 2),
+        (pipe(0.06, 0.12, 0.06, 0.06, link=0.006), 3, 3),
+        (pipe(0.12, 0.06), 1, 1),
+        (pipe(0.12, 0.06, link=0.004), 2, 2),
+        (pipe(0.06), 1, 1),
+        (pipe(0.002, 0.002, 0.002, 0.002, cores=3), 2, 2),
+        (pipe(0.015, 0.015, 0.015, 0.015, link=0.2), 5, 5),
+    ],
+    ids=[
+        "no links",
+        "links",
+        "longer links",
+        "slow first stage",
+        "slow second stage",
+        "between one and two",
+        "never one for one and a half",
+        "one stage",
+        "shared cores",
+        "links only",
+    ],
+)
+def test_one_session_alone_leaves_a_first_stage_that_is_the_bottleneck_idle_now_and_then(
+    model: PipeModel, window: int, by_itself: int
+) -> None:
+    assert model.window == window
+    assert alone(model).window == by_itself
+
+
+def test_a_stage_that_is_paid_by_the_token_is_kept_busy_for_one_session_too() -> None:
+    by_token: Curve = ((1, 0.1), (8, 0.25), (16, 0.42))
+    model = PipeModel(PipeProfile((by_token,) * 4, (0.001,) * 5))
+    assert alone(model).window == model.window == 4
+
+
 def test_the_window_never_exceeds_stages_and_two() -> None:
     assert pipe(0.015, 0.015, 0.015, 0.015, link=0.014).window == 6
 
