@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from flowspec.bench.named_drafter import NOTATION, load_drafter
-from flowspec.demo.corpus import collect
+from flowspec.demo.corpus import collect, texts
 from flowspec.drafting.acceptance import FULL_TREE, WIDTH, Acceptance, Trial, measure
 from flowspec.model.block import LayerBlock
 from flowspec.model.hub import resolve_model
@@ -49,9 +49,9 @@ class Setting:
 SETTINGS = (Setting("T 0", 0.0), Setting("T 1", 1.0), Setting("T 1, unshared", 1.0, False))
 
 
-def heldout_samples(texts: Sequence[Sequence[int]], positions: int) -> list[tuple[Sequence[int], list[int]]]:
+def heldout_samples(encoded: Sequence[Sequence[int]], positions: int) -> list[tuple[Sequence[int], list[int]]]:
     """(tokens of a file, lengths of contexts), `positions` in all, over files and lengths evenly; always the same."""
-    long_enough = [text for text in texts if len(text) >= 2 * SHORTEST]
+    long_enough = [text for text in encoded if len(text) >= 2 * SHORTEST]
     files = min(len(long_enough), -(-positions // PER_FILE))
     chosen = [long_enough[index * len(long_enough) // files] for index in range(files)]
     counts = [positions // files + (index < positions % files) for index in range(files)]
@@ -94,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     checkpoint = Checkpoint(resolve_model(given.model))
     tokenizer = load_tokenizer(checkpoint.path)
-    texts = [encode_prompt(tokenizer, source.text, False) for source in collect() if source.split == "heldout"]
-    samples = heldout_samples(texts, given.positions)
+    encoded = [encode_prompt(tokenizer, text, False) for text in texts(collect(), "heldout")]
+    samples = heldout_samples(encoded, given.positions)
     print(f"{'tokens per forward':20}" + "".join(f"{setting.name[:16]:>16}" for setting in SETTINGS) + "  steps")
     report: dict[str, Any] = {"model": str(checkpoint.path), "tree": given.tree, "width": given.width, "drafters": {}}
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype=given.dtype)

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowspec.demo.corpus import collect
+from flowspec.demo.corpus import collect, texts
 from flowspec.errors import ConfigurationError
 from flowspec.program import run_program
 
@@ -23,7 +23,7 @@ SHORTEST = 4000
 
 def heldout_prompts(count: int) -> list[str]:
     """Spread over the library. `ConfigurationError` where it has fewer."""
-    files = [source.text for source in collect() if source.split == "heldout" and len(source.text) > SHORTEST]
+    files = [text for text in texts(collect(), "heldout") if len(text) > SHORTEST]
     if not 1 <= count <= len(files):
         raise ConfigurationError(
             f"{count} prompts: there are 1 to {len(files)} held-out files in this Python's library"

@@ -223,8 +223,11 @@ class Scheduler:
 
     # ---- sending -----------------------------------------------------------------------------------------------------
 
+    def _active(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.active]
+
     def _room(self) -> Room:
-        active = [session for session in self._sessions.values() if session.active]
+        active = self._active()
         alone = len(active) == 1 and not active[0].prefilling
         return Room(self._alone if alone else self.pipe, max(1, len(active)))
 
@@ -254,7 +257,7 @@ class Scheduler:
         return commands
 
     def _choose(self, room: Room, slots: int) -> tuple[Session, DraftTokens] | None:
-        active = [session for session in self._sessions.values() if session.active]
+        active = self._active()
         without = sum(not session.flights for session in active)
 
         def rank(session: Session) -> tuple[bool, int, int]:

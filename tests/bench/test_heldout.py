@@ -6,7 +6,7 @@ import pytest
 
 from flowspec.bench.heldout import CHARACTERS, COUNT, heldout_prompts, main
 from flowspec.bench.questions import read_set
-from flowspec.demo.corpus import collect
+from flowspec.demo.corpus import collect, texts
 from flowspec.errors import ConfigurationError
 
 
@@ -16,8 +16,8 @@ def test_the_file_is_a_set_of_questions_that_the_demo_model_has_not_seen(tmp_pat
     questions = read_set(str(file)).questions
     assert len({question.digest for question in questions}) == len(questions) == COUNT
     sources = collect()
-    unseen = [source.text for source in sources if source.split == "heldout"]
-    seen = [source.text for source in sources if source.split != "heldout"]
+    unseen = texts(sources, "heldout")
+    seen = texts(sources, "train") + texts(sources, "validation")
     for question in questions:
         assert 0 < len(question.prompt) <= CHARACTERS
         assert any(text.startswith(question.prompt) for text in unseen)
