@@ -49,7 +49,7 @@ class Channel:
 
     def arrival(self, tokens: int) -> float:
         """When a message that is sent now, with hidden states of that many tokens, arrives."""
-        return self._calendar.arrival(self._clock.now, tokens, self._link.busy(tokens)) + self._overhead
+        return self._calendar.arrival(self._clock.now, self._link.busy(tokens), small=not tokens) + self._overhead
 
 
 class Cores:

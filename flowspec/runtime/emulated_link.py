@@ -39,14 +39,16 @@ class LinkSchedule:
         self._calendar = LinkCalendar(link, random.Random(seed))
 
     def charge(self, tokens: int, size: int) -> int:
-        """Bytes that a message weighs on the link, with hidden states of that many tokens and of `size` bytes."""
+        """Bytes that a message weighs on the link, with `size` bytes beside the header: hidden states of that many
+        tokens, or for 0 something else, which weighs what it is."""
         per_token = self._link.bytes_per_token
-        return HEADER_BYTES + (size if per_token is None else per_token * tokens)
+        return HEADER_BYTES + (per_token * tokens if tokens and per_token is not None else size)
 
     def arrival(self, now: float, tokens: int = 0, size: int = 0) -> float:
         """When a message that is sent now, after all others that were asked for, arrives (seconds)."""
         rate = self._link.rate
-        return self._calendar.arrival(now, tokens, self.charge(tokens, size) / rate if rate else 0.0)
+        busy = self.charge(tokens, size) / rate if rate else 0.0
+        return self._calendar.arrival(now, busy, small=not tokens and not size)
 
 
 class EmulatedSender:
@@ -96,7 +98,7 @@ class EmulatedSender:
 
     def _enter(self, message: Message, tensors: Sequence[torch.Tensor]) -> int | None:
         """Put it on the link, from any thread, and return what that charges; None where there is no room."""
-        tokens, size = sum(len(tensor) for tensor in tensors), own_bytes(tensors)
+        tokens, size = hidden_tokens(tensors), own_bytes(tensors)
         with self._entrance:
             if len(self._under_way) >= CAPACITY:
                 return None
@@ -105,7 +107,7 @@ class EmulatedSender:
 
     def hidden_bytes(self, tensors: Sequence[torch.Tensor]) -> int:
         """What these hidden states weigh on the link."""
-        return self._schedule.charge(sum(len(tensor) for tensor in tensors), own_bytes(tensors)) - HEADER_BYTES
+        return self._schedule.charge(hidden_tokens(tensors), own_bytes(tensors)) - HEADER_BYTES
 
     async def pump(self) -> None:
         """Task: deliver what is due, in order."""
@@ -126,6 +128,11 @@ class EmulatedSender:
 
     def statistics(self) -> ChannelStatistics:
         return self._inner.statistics()
+
+
+def hidden_tokens(tensors: Sequence[torch.Tensor]) -> int:
+    """Tokens whose hidden states these are: rows of matrices. The bytes with which a link is probed are a vector."""
+    return sum(len(tensor) for tensor in tensors if tensor.dim() > 1)
 
 
 def own_bytes(tensors: Sequence[torch.Tensor]) -> int:

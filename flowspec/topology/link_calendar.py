@@ -1,7 +1,7 @@
 """When messages arrive over one hop: shared by links that are emulated and links that are simulated.
 
 A message leaves when those before it have left, takes the link for its own time, is then under way for the latency and
-a share of the jitter, and never overtakes. One without hidden states can have a time of its own: it is small enough to
+a share of the jitter, and never overtakes. One that is only a header can have a time of its own: it is small enough to
 slip in between the packets of a larger one, so it keeps nobody waiting, but overtakes nobody either. Pure: it is told
 the time.
 """
@@ -25,7 +25,7 @@ class Hop(Protocol):
 
     @property
     def message(self) -> float | None:
-        """Of a message without hidden states; None: latency, and its header."""
+        """Of a message that is only a header; None: latency, and its bytes."""
         ...
 
     @property
@@ -43,10 +43,10 @@ class LinkCalendar:
         self._free_at = 0.0
         self._newest = 0.0
 
-    def arrival(self, now: float, tokens: int, busy: float) -> float:
-        """When a message sent now arrives, with hidden states of `tokens` tokens that take the link for `busy`."""
+    def arrival(self, now: float, busy: float, *, small: bool) -> float:
+        """When a message sent now arrives that takes the link for `busy`; `small`: it carries nothing but a header."""
         hop = self._hop
-        if not tokens and hop.message is not None:
+        if small and hop.message is not None:
             when = now + hop.message
         else:
             self._free_at = max(now, self._free_at) + busy

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ async def test_an_emulated_network_and_lost_broadcasts_change_nothing() -> None:
         result = await complete(running, PROMPT, "flowspec", seed=6, max_new_tokens=40)
         transport.faults = Faults()
         assert list(result.token_ids) == text_of(6, 40)
+
+
+async def test_the_doctor_measures_an_emulated_link_and_leaves_it_free() -> None:
+    link = {"latency_ms": 1.0, "rate_mbit": 400.0, "bytes_per_token": 8192, "message_ms": 1.0}
+    async with pipeline(MODEL, 2, link=link, **QUICK) as running:
+        async with asyncio.timeout(60):
+            diagnosis = await running.client.diagnose(payload=1_000_000)
+        assert all(found.rate for found in diagnosis.links), "each was measured"
+        async with asyncio.timeout(60):
+            result = await complete(running, PROMPT, "flowspec", seed=6)
+        assert list(result.token_ids) == text_of(6, 24)
 
 
 async def test_prompts_are_words_and_so_is_the_text() -> None:

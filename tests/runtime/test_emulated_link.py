@@ -75,6 +75,15 @@ async def test_a_link_is_charged_for_the_emulated_models_hidden_states() -> None
     assert wire.delivered[0][0] == pytest.approx(0.01)
 
 
+async def test_bytes_that_are_no_hidden_states_weigh_what_they_are() -> None:
+    link = LinkEmulation(rate_mbit=8, bytes_per_token=4900, message_ms=2)
+    async with linked(link, 1) as (wire, sender):
+        assert await sender.send(Cancelled("probe", 0), (torch.zeros(9800, dtype=torch.uint8),)) == 10_000
+        async with asyncio.timeout(30):
+            await wire.complete.wait()
+    assert wire.delivered[0][0] == pytest.approx(0.01), "they take the link as long as that, and are not small"
+
+
 async def test_a_small_message_keeps_nobody_waiting_and_overtakes_nobody() -> None:
     link = LinkEmulation(latency_ms=1, rate_mbit=8, message_ms=2)
     async with linked(link, 3) as (wire, sender):
