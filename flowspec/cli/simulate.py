@@ -67,7 +67,7 @@ def simulate(
     segment_overhead: Annotated[float, typer.Option(help="And per segment at a stage.")] = 0.0,
     cores: Annotated[int | None, typer.Option(help="Cores that all nodes share.  [default: each its own]")] = None,
     trace: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the first run's trace, for ui.perfetto.dev.")
+        Path | None, typer.Option(metavar="FILE", help="Write the first runs' trace, for ui.perfetto.dev.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
 ) -> None:
@@ -198,12 +198,12 @@ def _sweep(text: str | None) -> tuple[str, list[float | None]]:
 def _write_trace(path: Path, pipe: SimulatedPipe, workload: Workload, policies: dict[str, PolicyOptions]) -> None:
     from flowspec.tracing.trace import Trace
 
-    traces = []
+    traces = {}
     for name, options in policies.items():
         result = workload.run(0, pipe, name, options, trace=True)
         assert result.trace is not None
-        traces.append(result.trace)
-    (traces[0] if len(traces) == 1 else Trace.merged(traces)).write(path)
+        traces[name] = result.trace
+    Trace.in_turn(traces).write(path)
 
 
 def _print(rows: list[Row], title: str) -> None:

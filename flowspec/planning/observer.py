@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flowspec.planning.stage import Flight
-from flowspec.schedule.events import Command, EmitTokens, Event, GrowTree, SegmentReturned, SendSegment
+from flowspec.schedule.choice import Choice, choices, was_guessed
+from flowspec.schedule.events import Command, EmitTokens, Event, GrowTree, SegmentReturned
 from flowspec.synthetic.guesses import Children
 from flowspec.topology.link_calendar import HEADER_BYTES
 from flowspec.tracing.spans import Span, Value
@@ -25,13 +26,14 @@ class Observer:
         self.spans: list[Span] = []
         self._arrivals: dict[tuple[int, int], float] = {}
         self._sent: dict[int, tuple[str, tuple[int, ...], dict[str, Value]]] = {}
+        self._guessed = False
 
     def attach(self, run: Simulation) -> None:
         self._run = run
         self.nodes = (DRAFT_NODE, *(f"stage-{number + 1}" for number in range(len(run.pipe.stages))))
 
-    def trace(self, metadata: dict[str, Any]) -> Trace:
-        """Everything that was seen."""
+    def trace(self, policy: str) -> Trace:
+        """Everything that was seen, of sessions that were all decoded with `policy`."""
         for session in self._run.sessions:
             result = session.result
             args: dict[str, Value] = {"prompt": session.story.decree + 1, "tokens": len(result.tokens)}
@@ -39,7 +41,8 @@ class Observer:
         for name, serials, args in self._sent.values():
             story = next(session.story for session in self._run.sessions if session.name == name)
             args["useful"] = sum(serial <= story.decree or story.accepted(serial) for serial in serials)
-        return Trace.of(self.spans, self.nodes, {"simulated": True, **metadata})
+        requests = [{"session": session.name, "policy": policy} for session in self._run.sessions]
+        return Trace.of(self.spans, self.nodes, {"simulated": True, "requests": requests})
 
     def _span(self, node: str, kind: str, start: float, duration: float, args: dict[str, Value], session: str) -> None:
         self.spans.append(Span(node, kind, start, duration, args, session))
@@ -49,42 +52,42 @@ class Observer:
 
     # ---- the draft node ----------------------------------------------------------------------------------------------
 
+    def happened(self, event: Event) -> None:
+        """The scheduler is about to hear of an event."""
+        self._guessed = was_guessed(event, self._run.scheduler)
+
     def decided(self, event: Event, commands: Sequence[Command]) -> None:
-        """The scheduler has heard an event and said what to do."""
+        """The scheduler has heard of it and said what to do."""
         now = self._run.clock.now
         if isinstance(event, SegmentReturned):
             args: dict[str, Value] = {
                 "ticket": event.ticket,
                 "frontier": -1 if event.frontier is None else event.frontier,
                 "token": -1 if event.token is None else event.token,
-                "moved": int(any(isinstance(command, EmitTokens) for command in commands)),
+                "moved": int(any(isinstance(each, EmitTokens) and each.session == event.session for each in commands)),
+                "guessed": int(self._guessed),
             }
             self._span(DRAFT_NODE, "returned", now, 0.0, args, event.session)
         for command in commands:
             if isinstance(command, EmitTokens):
                 self._span(DRAFT_NODE, "emitted", now, 0.0, {"tokens": len(command.tokens)}, command.session)
-            elif isinstance(command, SendSegment):
-                self._chosen(command)
+        for choice in choices(commands, self._run.scheduler):
+            self._chosen(choice)
 
-    def _chosen(self, command: SendSegment) -> None:
-        session = self._run.scheduler.sessions.get(command.session)
-        if session is None:
-            return
-        tree = session.tree
-        prompt = sum(serial <= command.decree for serial in command.draft.serials)
+    def _chosen(self, choice: Choice) -> None:
+        send = choice.send
         args: dict[str, Value] = {
-            "ticket": command.ticket,
-            "number": command.number,
-            "tokens": len(command.draft),
-            # What it was chosen from: the tokens that wait now, and those that leave.
-            "waiting": len(tree) - tree.sent + len(command.draft) - prompt,
-            "tree": len(tree) - 1,
-            "flying": tree.sent,
-            "root": int(not prompt and tree.root in command.draft.serials),
-            "prompt": prompt,
+            "ticket": send.ticket,
+            "number": send.number,
+            "tokens": len(send.draft),
+            "waiting": choice.waiting,
+            "tree": choice.tree,
+            "flying": choice.flying,
+            "root": int(choice.root),
+            "prompt": int(choice.prompt),
         }
-        self._sent[command.ticket] = command.session, command.draft.serials, args
-        self._span(DRAFT_NODE, "chosen", self._run.clock.now, 0.0, args, command.session)
+        self._sent[send.ticket] = send.session, send.draft.serials, args
+        self._span(DRAFT_NODE, "chosen", self._run.clock.now, 0.0, args, send.session)
 
     def drafted(self, asked: float, command: GrowTree, children: Children) -> None:
         """A step of the drafter has ended."""

@@ -156,6 +156,8 @@ class Simulation:
         self.clock.at(self._decided, self._decide, event)
 
     def _decide(self, event: Event) -> None:
+        if self._observer is not None:
+            self._observer.happened(event)
         commands = self.scheduler.handle(event)
         if self._check:
             self.scheduler.check_integrity()
@@ -354,5 +356,5 @@ def simulate(
         computed=tuple(stage.computed for stage in run.stages),
         draft_busy=run.draft_busy,
         draft_steps=run.draft_steps,
-        trace=observer.trace({"policy": policy}) if observer is not None else None,
+        trace=observer.trace(policy) if observer is not None else None,
     )

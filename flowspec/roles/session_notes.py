@@ -5,8 +5,8 @@ Pure bookkeeping: it is told what happened and when, and makes records of it. It
 
 from __future__ import annotations
 
-from flowspec.schedule.events import GrowTree, SegmentReturned, SendSegment, TreeGrown
-from flowspec.schedule.tree import DraftTree
+from flowspec.schedule.choice import Choice
+from flowspec.schedule.events import GrowTree, SegmentReturned, TreeGrown
 from flowspec.tracing.records import (
     CAPACITY,
     CHOSEN,
@@ -37,11 +37,10 @@ class SessionNotes:
         self._useful: dict[int, int] = {}
         """Tokens of the prompt or the output, by ticket."""
 
-    def chosen(self, now: int, command: SendSegment, tree: DraftTree, flying: int) -> None:
-        """A segment was chosen; `flying` live draft tokens were in flight before."""
-        draft, ticket = command.draft, command.ticket
-        prompt = draft.serials[0] <= command.decree
-        waiting = len(draft) if prompt else len(tree) - flying
+    def chosen(self, now: int, choice: Choice) -> None:
+        """A segment was chosen."""
+        command, draft = choice.send, choice.send.draft
+        ticket, root, prompt = command.ticket, int(choice.root), int(choice.prompt)
         if command.epoch != self._epoch:
             self._epoch = command.epoch
             self._sent.clear()
@@ -50,10 +49,8 @@ class SessionNotes:
         else:
             for serial, parent in zip(draft.serials, draft.parents, strict=True):
                 self._sent[serial] = parent, ticket
-        root = int(not prompt and tree.root in draft.serials)
-        self._recorder.add(
-            CHOSEN, now, ticket, command.number, len(draft), waiting, len(tree), flying, root, int(prompt)
-        )
+        counts = len(draft), choice.waiting, choice.tree, choice.flying
+        self._recorder.add(CHOSEN, now, ticket, command.number, *counts, root, prompt)
 
     def sent(self, at: int, ticket: int, size: int) -> None:
         self._recorder.add(SENT, at, ticket, size)

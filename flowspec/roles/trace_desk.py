@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flowspec.roles.request import Request
 from flowspec.roles.session_notes import SessionNotes
 from flowspec.schedule.arbiter import Scheduler
+from flowspec.schedule.choice import choices, was_guessed
 from flowspec.schedule.events import (
     Command,
     EmitTokens,
@@ -22,7 +23,6 @@ from flowspec.schedule.events import (
     FinishSession,
     GrowTree,
     SegmentReturned,
-    SendSegment,
     TreeGrown,
 )
 from flowspec.tracing.clocks import ClockEstimate
@@ -128,12 +128,8 @@ class TraceDesk:
 
     def happened(self, event: Event, scheduler: Scheduler) -> Happened:
         """To be asked before the scheduler hears of `event`."""
-        at, guessed = time.perf_counter_ns(), False
-        if isinstance(event, SegmentReturned) and event.frontier is not None and event.session in self.live:
-            session = scheduler.sessions.get(event.session)
-            frontier = session.tree.get(event.frontier) if session is not None else None
-            guessed = frontier is not None and event.token in frontier.children
-        return Happened(event, at, guessed)
+        at = time.perf_counter_ns()
+        return Happened(event, at, bool(self.live) and was_guessed(event, scheduler))
 
     def decided(self, happened: Happened, commands: Sequence[Command], scheduler: Scheduler) -> None:
         """The scheduler was told what happened, and answered with `commands`."""
@@ -146,14 +142,9 @@ class TraceDesk:
                 moved = any(isinstance(each, EmitTokens) and each.session == event.session for each in commands)
                 notes.returned(happened.at, event, moved=moved, guessed=happened.guessed)
         now = time.perf_counter_ns()
-        sends = [each for each in commands if isinstance(each, SendSegment) and each.session in self.live]
-        for place, send in enumerate(sends):
-            session = scheduler.sessions.get(send.session)
-            if session is not None:
-                # The tree knows of all that was chosen just now.
-                later = sum(len(each.draft) for each in sends[place:] if each.session == send.session)
-                flying = max(0, session.tree.sent - later)
-                self.live[send.session].notes.chosen(now, send, session.tree, flying)
+        for choice in choices(commands, scheduler) if self.live else ():
+            if choice.send.session in self.live:
+                self.live[choice.send.session].notes.chosen(now, choice)
         for command in commands:
             match command:
                 case GrowTree(name) if name in self.live:

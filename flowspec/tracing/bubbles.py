@@ -18,6 +18,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 
 from flowspec.tracing.spans import Span
+from flowspec.tracing.windows import Windows
 
 SHORTEST = 1e-6
 """Seconds below which a pause is none."""
@@ -110,7 +111,7 @@ def bubbles(spans: Sequence[Span], nodes: Sequence[str]) -> list[Span]:
 
     What `spans` holds must be of one pipe; a stage is idle when it computes for none of these sessions.
     """
-    windows = _merged([(span.start, span.end) for span in spans if span.kind == "request"])
+    windows = Windows(span for span in spans if span.kind == "request")
     journeys = Journeys(spans, nodes)
     work: dict[str, list[Span]] = {node: [] for node in nodes[1:]}
     for span in spans:
@@ -120,7 +121,7 @@ def bubbles(spans: Sequence[Span], nodes: Sequence[str]) -> list[Span]:
     for stage, node in enumerate(nodes[1:], start=1):
         segments = sorted(work[node], key=lambda span: span.start)
         for begin, end in windows:
-            inside = [span for span in segments if begin <= span.start < end]
+            inside = [span for span in segments if begin < span.end and span.start < end]
             found += _of_one(node, stage, inside, (begin, end), journeys)
     return found
 
@@ -151,14 +152,3 @@ def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
             held = start, end, cause
     if held is not None:
         yield held
-
-
-def _merged(windows: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Windows that overlap as one."""
-    merged: list[tuple[float, float]] = []
-    for start, end in sorted(windows):
-        if merged and start <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(merged[-1][1], end)
-        else:
-            merged.append((start, end))
-    return merged

@@ -10,6 +10,7 @@ from typing import Any
 
 from flowspec.tracing.spans import CAUSES, Span
 from flowspec.tracing.trace import Trace
+from flowspec.tracing.windows import Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,8 @@ def summarise(trace: Trace) -> Summary:
     by_kind: dict[str, list[Span]] = {}
     for span in trace.spans:
         by_kind.setdefault(span.kind, []).append(span)
-    windows = by_kind.get("request", [])
-    lived = _covered([(span.start, span.end) for span in windows])
+    requests = by_kind.get("request", [])
+    lived = Windows(requests)
     chosen = by_kind.get("chosen", [])
     guesses = [span for span in chosen if span.number("prompt") <= 0]
     drafted = sum(span.number("tokens") - span.number("root") for span in guesses)
@@ -115,8 +116,8 @@ def summarise(trace: Trace) -> Summary:
     clocks = trace.metadata.get("clocks", {})
     errors = sorted((float(clock.get("error_seconds", 0.0)) for clock in clocks.values()), reverse=True)
     return Summary(
-        requests=len(windows),
-        seconds=lived,
+        requests=len(requests),
+        seconds=lived.seconds,
         output_tokens=output,
         verdicts=len(moved),
         tokens_per_verdict=output / len(moved) if moved else 0.0,
@@ -138,13 +139,14 @@ def summarise(trace: Trace) -> Summary:
     )
 
 
-def _drafter(node: str, steps: list[Span], lived: float) -> NodeFigures:
-    busy = _covered([(step.start, step.end) for step in steps]) / lived if lived else 0.0
+def _drafter(node: str, steps: list[Span], lived: Windows) -> NodeFigures:
+    seconds = sum(lived.within(*busy) for busy in Windows(steps))
+    busy = seconds / lived.seconds if lived.seconds else 0.0
     expanded = [step.number("expanded") for step in steps]
     return NodeFigures(node, len(steps), _mean(expanded), sum(expanded), 0, busy, 0.0, 1.0 - busy, {})
 
 
-def _stage(node: str, spans: Sequence[Span], useful: dict[int, int], lived: float) -> NodeFigures:
+def _stage(node: str, spans: Sequence[Span], useful: dict[int, int], lived: Windows) -> NodeFigures:
     segments = [span for span in spans if span.node == node and span.kind == "segment"]
     idle = dict.fromkeys(CAUSES, 0.0)
     for span in spans:
@@ -156,11 +158,12 @@ def _stage(node: str, spans: Sequence[Span], useful: dict[int, int], lived: floa
         tokens = span.number("computed")
         kept = min(tokens, useful.get(span.number("ticket"), 0))
         share = kept / tokens if tokens > 0 else 0.0
-        good += share * span.duration
-        bad += (1 - share) * span.duration
+        seconds = lived.within(span.start, span.end)
+        good += share * seconds
+        bad += (1 - share) * seconds
         computed += tokens
         gained += kept
-    scale = 1 / lived if lived else 0.0
+    scale = 1 / lived.seconds if lived.seconds else 0.0
     return NodeFigures(
         node=node,
         segments=len(segments),
@@ -208,15 +211,6 @@ def _links(trace: Trace, by_kind: dict[str, list[Span]]) -> tuple[LinkFigures, .
         LinkFigures(*link, messages=len(seconds[link]), bytes=carried[link], mean_seconds=_mean(seconds[link]))
         for link in links
     )
-
-
-def _covered(intervals: list[tuple[float, float]]) -> float:
-    """Seconds that lie in at least one interval."""
-    total, upto = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, upto))
-        upto = max(upto, end)
-    return total
 
 
 def _mean(values: Sequence[float]) -> float:

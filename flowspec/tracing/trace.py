@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TextIO
@@ -58,6 +58,36 @@ class Trace:
             "clocks": {node: _worst_clock(traces, node) for node in first.nodes},
         }
         return cls.of(spans, first.nodes, metadata)
+
+    @classmethod
+    def in_turn(cls, traces: Mapping[str, Trace]) -> Trace:
+        """Traces of pipelines that are alike, by name, as if one pipeline had done it all one after the other.
+
+        Sessions are called by the trace's name and their own, and tickets go on where those of the trace before ended.
+        """
+        begin, ticket = 0.0, 0
+        shifted: list[Trace] = []
+        for name, trace in traces.items():
+            spans = [
+                replace(
+                    span,
+                    start=span.start + begin,
+                    session=f"{name} {span.session}",
+                    args={**span.args, "ticket": span.number("ticket") + ticket}
+                    if "ticket" in span.args
+                    else span.args,
+                )
+                for span in trace.spans
+                if span.kind != "bubble"
+            ]
+            requests = [
+                {**request, "session": f"{name} {request.get('session')}"}
+                for request in trace.metadata.get("requests", [])
+            ]
+            shifted.append(cls(tuple(spans), trace.nodes, {**trace.metadata, "requests": requests}))
+            begin = max((span.end for span in spans), default=begin)
+            ticket = max((span.number("ticket") for span in spans), default=ticket) + 1
+        return cls.merged(shifted)
 
     def only(self, policy: str) -> Self:
         """The requests of one policy alone; `ConfigurationError` when there are none."""

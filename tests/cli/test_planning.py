@@ -73,6 +73,18 @@ def test_simulate_takes_a_topology_options_and_writes_a_trace(
     assert Trace.read(trace).nodes == ("draft", "stage-1", "stage-2", "stage-3")
 
 
+def test_a_simulated_trace_of_several_policies_can_be_looked_at_by_policy(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = str(tmp_path / "trace.json")
+    json_of(capsys, "simulate", *QUICK, "--trace", file)
+    for policy in ("autoregressive", "chunked", "flowspec"):
+        found = json_of(capsys, "trace", "summary", file, "--policy", policy)
+        assert found["requests"] == 1
+        for node in found["nodes"][1:]:
+            assert node["useful"] + node["wasted"] + node["idle"] == pytest.approx(1.0)
+
+
 def test_simulate_replays_a_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     positions = tuple(Position(token, {(): ((token, -0.01),)}) for token in range(5, 25))
     Recording((Passage((1, 2), positions),)).write(tmp_path / "run.jsonl")

@@ -14,7 +14,7 @@ from flowspec.drafting.head_files import config_for, new_head, save_head
 from flowspec.model.weights import Checkpoint
 from flowspec.roles import session_notes, stage_trace
 from flowspec.tracing.records import Recorder
-from flowspec.tracing.spans import Span
+from flowspec.tracing.spans import KINDS, Span
 from flowspec.tracing.summary import summarise
 from flowspec.tracing.trace import Trace
 from flowspec.wire.messages import FINAL
@@ -62,6 +62,8 @@ def assert_consistent(trace: Trace) -> None:
         for queued, segment in zip(of(trace, "queued", node), segments, strict=True):
             assert queued.end == pytest.approx(segment.start, abs=1e-9)
     assert len(of(trace, "segment", trace.nodes[1])) == len(sent)
+    for span in trace.spans:
+        assert set(span.args) == set(KINDS[span.kind].arguments), span
     for span in of(trace, "chosen"):
         assert 0 <= span.number("useful") <= span.number("tokens") <= span.number("waiting")
     figures = summarise(trace)
