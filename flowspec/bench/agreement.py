@@ -53,20 +53,22 @@ class Agreement:
 
     def __init__(self, judge: Judge) -> None:
         self._judge = judge
-        self._first: dict[Asked, Written] = {}
+        self._longest: dict[Asked, Written] = {}
+        """What streams are compared with; the first of those that are as long."""
         self._cleared: set[tuple[Asked, tuple[int, ...]]] = set()
 
     def remember(self, job: Job, tokens: tuple[int, ...]) -> None:
         """A stream from the file of an earlier run."""
-        self._first.setdefault(_asked(job), Written(job, (), tokens))
+        self._keep(Written(job, (), tokens))
 
     def check(self, written: Written) -> bool:
-        """Whether it equals the first stream for the same question, as far as both go.
+        """Whether it equals the longest stream so far for the same question, as far as both go.
 
         Raises `PipelineError` for a difference that is no shown tie.
         """
-        first = self._first.setdefault(_asked(written.job), written)
+        first = self._longest.get(_asked(written.job), written)
         if all(one == other for one, other in zip(first.tokens, written.tokens, strict=False)):
+            self._keep(written)
             return True
         # The file does not keep the prompt's tokens; they are the same.
         for stream in (replace(first, prompt=written.prompt), written):
@@ -75,6 +77,11 @@ class Agreement:
                 self._refuse(stream, first, written, self._judge.fault(stream))
                 self._cleared.add(key)
         return False
+
+    def _keep(self, written: Written) -> None:
+        known = self._longest.setdefault(_asked(written.job), written)
+        if len(written.tokens) > len(known.tokens):
+            self._longest[_asked(written.job)] = written
 
     @staticmethod
     def _refuse(stream: Written, first: Written, second: Written, fault: str | None) -> None:

@@ -5,9 +5,10 @@ Knows no file and draws nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import fmean
 from typing import Final
 
 from flowspec.bench.matrix import Contender
@@ -17,8 +18,8 @@ from flowspec.bench.statistics import Estimate, Pace, mean_ratio, total
 BASELINES: Final = ("chunked", "autoregressive")
 """What ratios are to: the first of these that took part, else whoever was first."""
 
-Paces = Mapping[str, Pace]
-"""By question."""
+PLAIN: Final = "autoregressive"
+"""Its speed does not depend on how much it writes, so shorter runs of it stand beside longer ones of others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Condition:
     drafter: str
     temperature: float
     chat: bool
+    new_tokens: int
 
     @property
     def title(self) -> str:
@@ -42,26 +44,33 @@ class Condition:
         """The title, with other words for the pipe."""
         drafts = "" if self.drafter == "auto" else f", drafter {self.drafter}"
         chat = ", as chat" if self.chat else ""
-        return f"{self.model}, {pipe}{drafts}, temperature {self.temperature:g}{chat}"
+        return f"{self.model}, {pipe}{drafts}, temperature {self.temperature:g}{chat}, {self.new_tokens} tokens"
 
 
 @dataclass(slots=True)
 class Tally:
-    """What one contender did with one set."""
+    """What one contender did with one set: its runs, by question."""
 
-    paces: dict[str, Pace] = field(default_factory=dict)
-    accepted: float = 0.0
-    drafted: float = 0.0
-    written: float = 0.0
-    verdicts: float = 0.0
+    runs: dict[str, list[Record]] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
-        question = f"{record.job.question}/{record.job.seed}"
-        self.paces[question] = self.paces.get(question, Pace(0.0, 0.0)) + record.pace
-        self.accepted += record.stats["accepted"]
-        self.drafted += record.stats["drafted"]
-        self.written += record.stats["accepted_per_verdict"] * record.stats["verdicts"]
-        self.verdicts += record.stats["verdicts"]
+        self.runs.setdefault(f"{record.job.question}/{record.job.seed}", []).append(record)
+
+    def mean(self, question: str, figure: Callable[[Record], float]) -> float:
+        """Over the runs of one question, so that one that was asked more often counts no more."""
+        return fmean(map(figure, self.runs[question]))
+
+    def paces(self, questions: Iterable[str]) -> dict[str, Pace]:
+        """By question."""
+        return {
+            question: Pace(
+                self.mean(question, lambda run: run.pace.tokens), self.mean(question, lambda run: run.pace.seconds)
+            )
+            for question in questions
+        }
+
+    def sum(self, questions: Iterable[str], figure: Callable[[Record], float]) -> float:
+        return sum(self.mean(question, figure) for question in questions)
 
 
 class Comparison:
@@ -70,22 +79,65 @@ class Comparison:
     def __init__(self, condition: Condition, records: Iterable[Record]) -> None:
         self.condition = condition
         self.records = list(records)
-        self.sets: dict[str, dict[Contender, Tally]] = {}
         self.occupancy: dict[Contender, dict[str, float]] = {}
+        self._sets: dict[str, dict[Contender, Tally]] = {}
         for record in self.records:
             if record.job.traced:
                 if record.stages_did is not None:
                     self.occupancy[record.job.contender] = record.stages_did
             else:
-                self.sets.setdefault(record.job.set, {}).setdefault(record.job.contender, Tally()).add(record)
+                self._sets.setdefault(record.job.set, {}).setdefault(record.job.contender, Tally()).add(record)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Their names, as they came."""
+        return tuple(self._sets)
 
     @cached_property
     def contenders(self) -> tuple[Contender, ...]:
-        """All that were measured on every set, in the order of policies in which they came."""
-        found = dict.fromkeys(who for tallies in self.sets.values() for who in tallies)
-        policies = list(dict.fromkeys(who.policy for who in found))
-        whole = [who for who in found if all(who in tallies for tallies in self.sets.values())]
-        return tuple(sorted(whole, key=lambda who: (policies.index(who.policy), who.swept)))
+        """All that are compared, in the order of policies in which they came."""
+        compared, _ = self._in_common
+        policies = list(dict.fromkeys(who.policy for tallies in self._sets.values() for who in tallies))
+        return tuple(sorted(compared, key=lambda who: (policies.index(who.policy), who.swept)))
+
+    @cached_property
+    def questions(self) -> Mapping[str, tuple[str, ...]]:
+        """By set those that all contenders have answered: nothing else counts."""
+        return self._in_common[1]
+
+    @cached_property
+    def _in_common(self) -> tuple[tuple[Contender, ...], dict[str, tuple[str, ...]]]:
+        """Contenders that were measured on every set, and the questions that all of them answered.
+
+        One who shares no question with those who answered more is left out.
+        """
+        tallies = self._sets.values()
+        found = dict.fromkeys(who for each in tallies for who in each)
+        whole = [who for who in found if all(who in each for each in tallies)]
+        whole.sort(key=lambda who: -sum(len(each[who].runs) for each in tallies))
+        compared: list[Contender] = []
+        shared: dict[str, tuple[str, ...]] = {}
+        for who in whole:
+            answered = {name: self._sets[name][who].runs for name in self._sets}
+            both = {
+                name: tuple(question for question in shared.get(name, runs) if question in runs)
+                for name, runs in answered.items()
+            }
+            if all(both.values()):
+                compared.append(who)
+                shared = both
+        return tuple(compared), shared
+
+    @property
+    def left_out(self) -> int:
+        """Questions that somebody has answered, but not all."""
+        answered = {
+            (name, question)
+            for name, tallies in self._sets.items()
+            for tally in tallies.values()
+            for question in tally.runs
+        }
+        return len(answered) - sum(map(len, self.questions.values()))
 
     @cached_property
     def baseline(self) -> Contender | None:
@@ -96,8 +148,9 @@ class Comparison:
         return self.contenders[0] if self.contenders else None
 
     def standard(self, policy: str) -> Contender | None:
-        """The policy as it was set, not swept."""
-        return next((who for who in self.contenders if who.policy == policy and not who.swept), None)
+        """The policy as it was set, not swept, and with all of its mechanisms where it was also measured without."""
+        as_set = [who for who in self.contenders if who.policy == policy and not who.swept]
+        return min(as_set, key=lambda who: len(who.options), default=None)
 
     def best(self, policy: str) -> Contender | None:
         """The fastest of a policy's sweep, its standard included; None when it was not swept."""
@@ -108,20 +161,28 @@ class Comparison:
 
     def rate(self, who: Contender, name: str | None = None) -> float:
         """Tokens per second on one set, or the mean over all."""
-        names = [name] if name is not None else list(self.sets)
-        return sum(total(self.sets[each][who].paces.values()).rate for each in names) / len(names)
+        return fmean(total(self._paces(who, each).values()).rate for each in self._named(name))
 
     def ratio(self, who: Contender, to: Contender, name: str | None = None) -> Estimate:
-        """How many times as fast as `to`, on one set, or the mean over all, on the questions that both answered."""
-        names = [name] if name is not None else list(self.sets)
-        return mean_ratio([(self.sets[each][who].paces, self.sets[each][to].paces) for each in names])
+        """How many times as fast as `to`, on one set, or the mean over all."""
+        return mean_ratio([(self._paces(who, each), self._paces(to, each)) for each in self._named(name)])
 
     def acceptance(self, who: Contender, name: str | None = None) -> tuple[float, float]:
         """Accepted draft tokens per draft token sent, and tokens per verdict that moved the frontier."""
-        tallies = [self.sets[each][who] for each in ([name] if name is not None else self.sets)]
-        drafted, verdicts = sum(each.drafted for each in tallies), sum(each.verdicts for each in tallies)
-        share = sum(each.accepted for each in tallies) / drafted if drafted else 0.0
-        return share, sum(each.written for each in tallies) / verdicts if verdicts else 0.0
+        drafted = self._sum(who, name, lambda run: run.stats["drafted"])
+        verdicts = self._sum(who, name, lambda run: run.stats["verdicts"])
+        written = self._sum(who, name, lambda run: run.stats["accepted_per_verdict"] * run.stats["verdicts"])
+        accepted = self._sum(who, name, lambda run: run.stats["accepted"])
+        return accepted / drafted if drafted else 0.0, written / verdicts if verdicts else 0.0
+
+    def _named(self, name: str | None) -> tuple[str, ...]:
+        return self.sets if name is None else (name,)
+
+    def _paces(self, who: Contender, name: str) -> dict[str, Pace]:
+        return self._sets[name][who].paces(self.questions[name])
+
+    def _sum(self, who: Contender, name: str | None, figure: Callable[[Record], float]) -> float:
+        return sum(self._sets[each][who].sum(self.questions[each], figure) for each in self._named(name))
 
     @property
     def ties(self) -> int:
@@ -133,9 +194,31 @@ def compare(records: Iterable[Record]) -> list[Comparison]:
     """One comparison per condition, in the order in which they came."""
     found: dict[Condition, list[Record]] = {}
     for record in records:
-        job = record.job
-        condition = Condition(
-            job.model, job.pipe, job.stages, job.profile, job.rate_mbit, job.drafter, job.temperature, job.chat
-        )
-        found.setdefault(condition, []).append(record)
+        found.setdefault(_condition(record), []).append(record)
+    for condition, those in list(found.items()):
+        if all(record.job.policy == PLAIN for record in those):
+            longer = [
+                other
+                for other in found
+                if other != condition and replace(other, new_tokens=condition.new_tokens) == condition
+            ]
+            for other in longer:
+                found[other] += those
+            if longer:
+                del found[condition]
     return [Comparison(condition, those) for condition, those in found.items()]
+
+
+def _condition(record: Record) -> Condition:
+    job = record.job
+    return Condition(
+        job.model,
+        job.pipe,
+        job.stages,
+        job.profile,
+        job.rate_mbit,
+        job.drafter,
+        job.temperature,
+        job.chat,
+        job.new_tokens,
+    )

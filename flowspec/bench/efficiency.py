@@ -28,7 +28,7 @@ from flowspec.schedule.arbiter import Scheduler
 from flowspec.schedule.events import Command, Event, PipeProfile, SessionRequested
 from flowspec.schedule.options import read_options
 from flowspec.synthetic.calibration import quality_for
-from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND, Quality
+from flowspec.synthetic.guesses import Quality
 from flowspec.synthetic.text import mix
 from flowspec.synthetic.words import WordTokenizer
 from flowspec.topology.profiles import load_profile
@@ -181,7 +181,7 @@ def typical_seed(pipe: Pipe, questions: QuestionSet, new_tokens: int) -> int:
     A few short texts may be much easier or harder to guess than the drafter's quality says.
     """
     devices, quality = simulated_pipe(pipe), _quality(pipe)
-    wanted = pipe.tokens_per_round or PAPER_TOKENS_PER_ROUND
+    wanted = pipe.round_tokens
     distance: dict[int, float] = {}
     for seed in SEEDS:
         rounds: list[int] = []
@@ -236,4 +236,4 @@ def _simulate(
 
 
 def _quality(pipe: Pipe) -> Quality:
-    return quality_for(pipe.tokens_per_round or PAPER_TOKENS_PER_ROUND)
+    return quality_for(pipe.round_tokens)

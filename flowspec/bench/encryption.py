@@ -41,7 +41,7 @@ class Encryption:
 
     @property
     def met(self) -> bool:
-        return self.cost <= ALLOWED
+        return self.cost <= ALLOWED and self.same_tokens == self.prompts
 
 
 async def measure_encryption(prompts: int = 10, new_tokens: int = 96) -> Encryption:
@@ -77,6 +77,8 @@ def main() -> None:
     print(f"{found.prompts} prompts of {found.new_tokens} tokens, in turns, {STAGES} stages, the same machine:")
     print(f"  without keys {found.plain:6.1f} tokens/s   with keys {found.secure:6.1f}   cost {found.cost:.1%}")
     print(json.dumps({**asdict(found), "met": found.met}))
+    if found.same_tokens < found.prompts:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

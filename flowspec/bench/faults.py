@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +35,7 @@ from flowspec.bench.fault_streams import CASES, FaultStreams, Tally, asked
 from flowspec.bench.random_model import write_random_model
 from flowspec.client import Client, Generation
 from flowspec.cluster import LocalCluster
+from flowspec.errors import InvariantViolation
 from flowspec.forking import fork_server_ready, start_fork_server
 from flowspec.program import run_program
 from flowspec.runtime.loop import run
@@ -113,10 +114,13 @@ class Possessions:
 def kinds(shares: dict[str, int], count: int, dice: random.Random) -> list[str]:
     """`count` kinds in random order, in these shares, each at least once where there are enough."""
     whole = sum(shares.values())
-    drawn = [kind for kind, share in shares.items() for _ in range(round(share * count / whole))]
+    drawn = list(shares)
+    dice.shuffle(drawn)
+    drawn += [kind for kind, share in shares.items() for _ in range(round(share * count / whole) - 1)]
+    drawn = drawn[:count]
     drawn += [dice.choice(list(shares)) for _ in range(count - len(drawn))]
     dice.shuffle(drawn)
-    return drawn[:count]
+    return drawn
 
 
 def topology_of(model: Path) -> Topology:
@@ -145,16 +149,16 @@ async def campaign(
     running = asyncio.create_task(streams.run(), name="streams")
     try:
         for number, kind in enumerate(drawn, start=1):
-            await streams.in_the_middle()
+            await _while(running, streams.in_the_middle())
             await faults.inflict(kind)
             outcome.by_kind[kind] += 1
             if dice.random() < SALVO_SHARE:
                 # The next one comes soon after this, perhaps in the middle of a replay.
                 await asyncio.sleep(dice.uniform(0.0, SALVO_SECONDS))
                 continue
-            await streams.all_moved()
+            await _while(running, streams.all_moved())
             faults.quiet()
-            await streams.one_ended()
+            await _while(running, streams.one_ended())
             _say(f"\r{number}/{len(drawn)} {kind:<20} {streams.tally.exact} exact")
     finally:
         faults.quiet()
@@ -164,6 +168,19 @@ async def campaign(
     async with connect() as client:
         outcome.leaks += await _unfreed(client)
     return outcome
+
+
+async def _while(running: asyncio.Task[None], waited: Coroutine[Any, Any, None]) -> None:
+    """Wait for something that only comes while `running` goes on; raises what has ended that."""
+    waiting = asyncio.ensure_future(waited)
+    try:
+        await asyncio.wait((running, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if not waiting.done():
+            running.result()
+            raise InvariantViolation("the streams ended before the campaign did")
+        waiting.result()
+    finally:
+        waiting.cancel()
 
 
 async def _unfreed(client: Client) -> list[str]:

@@ -112,6 +112,7 @@ async def measure(
         values[name]["temperature_0"] = values[name]["temperature_0"] | predicted
     values["software_ms_per_message"] = software.message * 1e3
     values["seed"] = seed
+    values["measured_with"] = sorted({str(record.place) for record in everything})
     values["runtime_efficiency"] = {
         stages: efficiency.of("flowspec") for stages, efficiency in sorted(efficiencies.items())
     }

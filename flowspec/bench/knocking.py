@@ -43,6 +43,9 @@ KINDS = ("silent", "garbage", "keyless", "wrong keys")
 BURN_SECONDS = 0.005
 """Between two moments at which a process that knocks nowhere looks whether it has computed enough."""
 
+MOST_BURNT = 0.9
+"""Most of a core that it computes."""
+
 
 @dataclass(frozen=True, slots=True)
 class Begin:
@@ -159,6 +162,8 @@ class _Strangers:
 
     async def _burn(self, cores: float) -> None:
         began = self._began
+        # One thread cannot burn a whole core and hear who is to stop it, too.
+        cores = min(cores, MOST_BURNT)
         while True:
             while time.process_time() - began[0] < cores * (time.perf_counter() - began[1]):
                 pass

@@ -208,18 +208,27 @@ def read_assignment(text: str, flag: str) -> tuple[str, str, str]:
 
 
 def read_sweeps(texts: Sequence[str]) -> dict[str, dict[str, tuple[str, ...]]]:
-    """By policy and option the values of "chunked.tree=40,80"."""
+    """By policy and option the values of "chunked.tree=40,80"; those of several texts add up."""
     found: dict[str, dict[str, tuple[str, ...]]] = {}
     for text in texts:
-        policy, option, values = read_assignment(text, "--sweep")
-        found.setdefault(policy, {})[option] = tuple(value.strip() for value in values.split(",") if value.strip())
+        policy, option, listed = read_assignment(text, "--sweep")
+        values = tuple(value.strip() for value in listed.split(",") if value.strip())
+        if not values:
+            raise ConfigurationError(f"--sweep {text!r} has no value")
+        options = found.setdefault(policy, {})
+        options[option] = tuple(dict.fromkeys((*options.get(option, ()), *values)))
     return found
 
 
 def read_settings(texts: Sequence[str]) -> dict[str, Options]:
     """By policy the options of "chunked.tree=40"; several add up."""
-    found: dict[str, Options] = {}
+    found: dict[str, dict[str, str]] = {}
     for text in texts:
         policy, option, value = read_assignment(text, "--option")
-        found[policy] = (*found.get(policy, ()), (option, value))
-    return found
+        options = found.setdefault(policy, {})
+        if options.setdefault(option, value) != value:
+            raise ConfigurationError(
+                f"--option gives {policy}.{option} two values, {options[option]} and {value}",
+                hint=f"to compare them: --sweep {policy}.{option}={options[option]},{value}",
+            )
+    return {policy: tuple(options.items()) for policy, options in found.items()}

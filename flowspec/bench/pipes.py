@@ -49,15 +49,20 @@ class Pipe:
             parts.append(f"{self.rate_mbit:g} Mbit/s")
         if self.slow_stage != 1.0:
             parts.append(f"one {self.slow_stage:g} times slower")
-        if self.tokens_per_round not in (None, PAPER_TOKENS_PER_ROUND):
-            parts.append(f"drafts of {self.tokens_per_round:g} a round")
+        if self.round_tokens != PAPER_TOKENS_PER_ROUND:
+            parts.append(f"drafts of {self.round_tokens:g} a round")
         return ", ".join(parts)
+
+    @property
+    def round_tokens(self) -> float:
+        """What a round of `chunked` is to write with the synthetic model."""
+        return PAPER_TOKENS_PER_ROUND if self.tokens_per_round is None else self.tokens_per_round
 
     def topology(self, drafter: str = "auto") -> Topology:
         """On free ports, with the drafter of that name."""
         values: dict[str, Any] = {"drafter": drafter_section(drafter)}
         if self.model == SYNTHETIC_MODEL:
-            values["synthetic"] = {"tokens_per_round": self.tokens_per_round or PAPER_TOKENS_PER_ROUND}
+            values["synthetic"] = {"tokens_per_round": self.round_tokens}
         if self.profile is None:
             return Topology.local(self.model, self.stages, **values)
         profile = load_profile(self.profile)

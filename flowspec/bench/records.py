@@ -23,6 +23,12 @@ from flowspec.errors import ConfigurationError
 
 PACKAGES: Final = ("torch", "transformers", "pyzmq")
 
+BEGINNING: Final = b'{"model": '
+"""Of every line: what was broken off begins so, and anything else is another's."""
+
+FIGURES: Final = ("seconds", "accepted", "drafted", "accepted_per_verdict", "verdicts")
+"""Of a run's statistics those that comparisons read."""
+
 
 @dataclass(frozen=True, slots=True)
 class Place:
@@ -34,6 +40,9 @@ class Place:
     machine: str
     cores: int
     versions: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"flowspec {self.flowspec} at {self.commit or 'no commit'}, {self.machine} ({self.cores} cores)"
 
     @classmethod
     def here(cls) -> Place:
@@ -81,7 +90,8 @@ class Record:
             job = {each.name: value[each.name] for each in fields(Job)}
             job["options"] = tuple((str(name), str(text)) for name, text in job["options"].items())
             stats = {name: float(number) for name, number in value["stats"].items()}
-            stats["seconds"] = float(stats["seconds"])
+            if missing := [name for name in FIGURES if name not in stats]:
+                raise KeyError(missing[0])
             return cls(
                 job=Job(**job),
                 token_ids=tuple(map(int, value["token_ids"])),
@@ -144,12 +154,18 @@ class Log:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_text(encoding="utf-8")
+        *lines, rest = path.read_bytes().split(b"\n")
+        found = [line.decode() for line in lines]
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{path} is not UTF-8 text, and so no file of runs") from None
-    return text.split("\n")[:-1]
+    if not (rest.startswith(BEGINNING) or BEGINNING.startswith(rest)):
+        raise ConfigurationError(
+            f"{path}:{len(lines) + 1}: this is no run that `flowspec bench run` wrote, nor the beginning of one",
+            hint="give another file",
+        )
+    return found
 
 
 def _unwritable(path: Path, error: OSError) -> ConfigurationError:

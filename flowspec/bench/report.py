@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from flowspec.bench.comparison import Comparison, compare
@@ -25,16 +25,18 @@ def show_report(records: Iterable[Record], console: Console) -> None:
     for comparison in compare(found):
         for table in tables(comparison):
             console.print(table)
+        if comparison.left_out:
+            console.print(f"{comparison.left_out} questions that not all have answered do not count\n")
         if comparison.ties:
             console.print(f"{comparison.ties} runs differ from the first contender's tokens by shown ties only\n")
     console.print(_origin(found), style="dim")
 
 
 def tables(comparison: Comparison) -> Iterator[Table]:
-    """The tables of one condition; none when no contender has answered a question of every set."""
+    """The tables of one condition; none when nobody has answered a question of every set."""
     if comparison.baseline is None:
         return
-    names = list(comparison.sets)
+    names = comparison.sets
     for start in range(0, len(names), MOST_SETS):
         part = names[start : start + MOST_SETS]
         yield _speeds(comparison, comparison.baseline, part, with_mean=start + MOST_SETS >= len(names))
@@ -61,7 +63,7 @@ def rows_of(comparison: Comparison) -> list[tuple[str, Contender]]:
     return rows
 
 
-def _speeds(comparison: Comparison, baseline: Contender, names: list[str], *, with_mean: bool) -> Table:
+def _speeds(comparison: Comparison, baseline: Contender, names: Sequence[str], *, with_mean: bool) -> Table:
     """Tokens per second and, below, the ratio to the baseline: a column per set, then the mean."""
     table = _table(f"{comparison.condition.title}\ntokens/s, and ratio to {baseline.label}")
     table.add_column("policy", ratio=2)

@@ -6,6 +6,7 @@ processes and no topology files: whoever calls says how a pipe is opened.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass, field
@@ -59,6 +60,9 @@ class Campaign:
         wanted = list(self.matrix.jobs())
         missing = sum(job not in found for job in wanted)
         self.tell(f"{len(wanted)} runs, {len(wanted) - missing} of them recorded in {self.log.path}")
+        elsewhere = Counter(str(found[job].place) for job in wanted if job in found and found[job].place != self.place)
+        for place, count in elsewhere.items():
+            self.tell(f"{count} of these were made with {place}; for new ones give another --output")
         for block in self.matrix.blocks():
             if any(job not in found for each in block.rounds for job in each.jobs):
                 await self._block(block, found, agreement)
@@ -99,6 +103,12 @@ class Campaign:
                 f"{job.contender.label} wrote {len(generation.token_ids)} tokens for question {job.question} of "
                 f"{job.set}, not {job.new_tokens}, and ended with {generation.finish_reason!r}",
                 hint="runs of different lengths cannot be compared",
+            )
+        if generation.stats.seconds <= 0.0:
+            raise PipelineError(
+                f"{job.contender.label} wrote all of its {job.new_tokens} tokens for question {job.question} of "
+                f"{job.set} at once, so there is no speed to measure",
+                hint="ask for more tokens, see --tokens",
             )
         return Record(
             job=job,

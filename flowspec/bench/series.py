@@ -60,13 +60,13 @@ def plots_of(comparisons: Sequence[Comparison], link_rate: Callable[[str], float
 
 def _speed_up(comparison: Comparison, number: int) -> Bars:
     assert comparison.baseline is not None
-    rows, names = rows_of(comparison), list(comparison.sets)
+    rows, names = rows_of(comparison), comparison.sets
     found = [[comparison.ratio(who, comparison.baseline, name) for name in names] for _, who in rows]
     return Bars(
         name=f"speed-up-{number}",
         title=comparison.condition.title,
         y_label=f"speed, ratio to {comparison.baseline.label}",
-        groups=tuple(names),
+        groups=names,
         bars=tuple(label for label, _ in rows),
         heights=tuple(tuple(each.value for each in row) for row in found),
         intervals=tuple(tuple(each.interval for each in row) for row in found),
@@ -74,12 +74,12 @@ def _speed_up(comparison: Comparison, number: int) -> Bars:
 
 
 def _acceptance(comparison: Comparison, number: int) -> Bars:
-    rows, names = rows_of(comparison), list(comparison.sets)
+    rows, names = rows_of(comparison), comparison.sets
     return Bars(
         name=f"acceptance-{number}",
         title=comparison.condition.title,
         y_label="tokens per verdict",
-        groups=tuple(names),
+        groups=names,
         bars=tuple(label for label, _ in rows),
         heights=tuple(tuple(comparison.acceptance(who, name)[1] for name in names) for _, who in rows),
     )
@@ -117,7 +117,7 @@ def _curves(
         found: dict[str, list[tuple[float, float]]] = {}
         for at, comparison in family:
             for label, who in rows_of(comparison):
-                if not who.swept:
+                if label == who.label and not who.swept:
                     found.setdefault(label, []).append((at, comparison.rate(who)))
         lines = tuple(Line(label, tuple(points)) for label, points in found.items())
         yield Curves(f"{name}-{number}", title, x_label, "tokens per second", lines)

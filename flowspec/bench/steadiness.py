@@ -116,6 +116,8 @@ def main() -> None:
     requests = parser.parse_args().requests
     changes = run(measure_steadiness(requests))
     print(f"{requests} requests after {WARM_UP}; no session and no cache row is left", HEADING, *changes, sep="\n")
+    if not all(change.steady for change in changes):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

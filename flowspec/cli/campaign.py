@@ -46,11 +46,13 @@ def run(
     drafters: Annotated[
         Many, typer.Option(metavar="KIND[=DIR]", help="Kinds, or hybrid:KIND.  [default: the model's]")
     ] = None,
-    model: Annotated[str, typer.Option(metavar="DIR", help="The model; synthetic has no weights.")] = "demo",
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR", help="The model; synthetic has no weights.  [default: demo]")
+    ] = None,
     stages: Annotated[Many, typer.Option(metavar="N", help="Stages, one or several counts.  [default: 4]")] = None,
     profiles: Annotated[Many, typer.Option(metavar="NAME", help="Emulated devices.  [default: none]")] = None,
     link_rates: Annotated[Many, typer.Option(metavar="MBIT", help="Of the emulated links, in Mbit/s.")] = None,
-    slow_stage: Annotated[float, typer.Option(help="One emulated stage is so many times slower.")] = 1.0,
+    slow_stage: Annotated[float | None, typer.Option(help="One emulated stage is so many times slower.")] = None,
     tokens_per_round: Annotated[
         float | None, typer.Option(help=f"Of chunked, with the synthetic model.  [default: {PAPER_TOKENS_PER_ROUND}]")
     ] = None,
@@ -127,31 +129,44 @@ def report(
 
 def _pipes(
     connect: str | None,
-    model: str,
+    model: str | None,
     stages: Sequence[str] | None,
     profiles: Sequence[str] | None,
     rates: Sequence[str] | None,
     drafters: list[str],
-    slow_stage: float,
+    slow_stage: float | None,
     tokens_per_round: float | None,
 ) -> tuple[tuple[Pipe, ...], tuple[str, ...]]:
     """The pipes, every topology of which has been made once, and the drafters."""
     from flowspec.bench.pipes import Pipe, running_pipe
     from flowspec.cli.models import check_models
     from flowspec.runtime.loop import run
-    from flowspec.topology.topology import SYNTHETIC_MODEL
+    from flowspec.topology.topology import DEMO_MODEL, SYNTHETIC_MODEL
 
     if connect is not None:
-        given = {"--stages": stages, "--profiles": profiles, "--link-rates": rates, "--drafters": drafters}
-        wrong = [name for name, value in given.items() if value]
+        given: dict[str, object] = {
+            "--model": model,
+            "--stages": stages,
+            "--profiles": profiles,
+            "--link-rates": rates,
+            "--drafters": drafters or None,
+            "--slow-stage": slow_stage,
+            "--tokens-per-round": tokens_per_round,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
         if wrong:
             raise ConfigurationError(
                 f"{', '.join(wrong)} cannot be given with --connect", hint="a running pipeline is what it is"
             )
         pipe, drafter = run(running_pipe(connect if "://" in connect else f"tcp://{connect}"))
         return (pipe,), (drafter,)
+    model, slow_stage = model or DEMO_MODEL, 1.0 if slow_stage is None else slow_stage
+    if tokens_per_round is not None and model != SYNTHETIC_MODEL:
+        raise ConfigurationError(
+            "--tokens-per-round says how good the synthetic model's drafts are", hint=f"give --model {SYNTHETIC_MODEL}"
+        )
     pipes = tuple(
-        Pipe(model, count, profile, rate, slow_stage, tokens_per_round if model == SYNTHETIC_MODEL else None)
+        Pipe(model, count, profile, rate, slow_stage, tokens_per_round)
         for count in counts(stages, "--stages") or [4]
         for profile in separate(profiles) or (None,)
         for rate in numbers(rates, "--link-rates") or (None,)

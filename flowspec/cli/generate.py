@@ -119,7 +119,8 @@ def generate(
     check_drafter(drafter)
     check_trace(trace)
     local = {"--stages": stages, "--profile": profile, "--drafter": drafter, "--draft": draft}
-    local["--dtype"] = None if check else dtype
+    # Beside a topology, which says it itself, it means nothing; a running pipeline is checked with it.
+    local["--dtype"] = None if check and topology is None else dtype
     address, file = _target(connect, topology, dict(local), model, check)
     if address is None and file is None:
         file = _local_topology(model, stages, drafter, draft, dtype, profile)

@@ -204,7 +204,9 @@ def _links(
     from flowspec.planning.pipe import LinkTime
     from flowspec.planning.sources import link_time
 
-    unknown = LinkTime(SWITCH if latency is None else latency, rate or GIGABIT, token_bytes=token_bytes)
+    unknown = LinkTime(
+        SWITCH if latency is None else latency, GIGABIT if rate is None else rate, token_bytes=token_bytes
+    )
     described = topology.link is not None or topology.profile is not None
     if not described and (latency is None or rate is None):
         assumed.append(

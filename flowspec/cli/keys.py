@@ -39,10 +39,18 @@ def keys(
 
     Run again, it makes what is missing, for a new node or client, and leaves the rest as it is.
     """
+    from flowspec.errors import ConfigurationError
+
     _check_names([*(client or ()), *(listener or ())])
     if place.is_dir() or (not place.exists() and place.suffix not in (".yaml", ".yml")):
+        if listener or directory is not None:
+            raise ConfigurationError(
+                "--listener and --directory are for a topology file", hint=f"{place} is taken for a directory"
+            )
         _make_one(place, client or [], coordinator, force)
         return
+    if coordinator is not None:
+        raise ConfigurationError("--coordinator is for a directory", hint=f"{place} names its draft node itself")
     from flowspec.topology import Topology
     from flowspec.transport.keyring import make_keys
 

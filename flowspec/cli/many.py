@@ -54,7 +54,7 @@ def counts(given: Sequence[str] | None, option: str) -> list[int]:
     """The same as whole numbers from 1 on."""
     found = []
     for number in numbers(given, option):
-        if number != int(number) or number < 1:
+        if not number.is_integer() or number < 1:
             raise ConfigurationError(f"{option}: {number:g} is no whole number from 1 on")
         found.append(int(number))
     return found

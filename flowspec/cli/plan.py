@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +49,10 @@ def plan(
 
     if tokens < 2:
         raise ConfigurationError(f"tokens is {tokens}; it must be 2 or more")
+    if latency is not None and not 0.0 <= latency < inf:
+        raise ConfigurationError(f"latency is {latency:g} ms; it must be 0 or more")
+    if rate is not None and not 0.0 < rate < inf:
+        raise ConfigurationError(f"rate is {rate:g} Mbit/s; it must be more than 0")
     loaded = Topology.load(topology)
     known = take_inventory(
         loaded,

@@ -175,7 +175,7 @@ def _languages(
     if quality is not None:
         found, words = Quality(quality), f"quality {quality:g}"
     else:
-        per_round = tokens_per_round or PAPER_TOKENS_PER_ROUND
+        per_round = PAPER_TOKENS_PER_ROUND if tokens_per_round is None else tokens_per_round
         found, words = quality_for(per_round), f"{per_round:g} tokens a round"
     language = SyntheticLanguage(found, seed)
     return texts(language, runs), words

@@ -181,9 +181,8 @@ class StageSession:
             output = self._block.forward(inputs, cache, batch, self.alive, seen.__setitem__ if self._inside else None)
             if self._device.emulates:
                 layers = self._block.end_layer - self._block.first_layer
-                if output is None:
-                    self._device.stopped()
-                elif not self._device.hold(began, len(draft), layers, self.alive, self._heard):
+                # A segment that died takes the device until the emulated layer ends.
+                if not self._device.hold(began, len(draft), layers, self.alive, self._heard):
                     output = None
             if output is not None:
                 kept = [output] if self._sampler is not None else []

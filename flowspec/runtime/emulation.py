@@ -82,11 +82,6 @@ class EmulatedDevice:
         self._free_at = end if done else time.perf_counter()
         return done
 
-    def stopped(self) -> None:
-        """What was being computed was given up."""
-        if self.emulates:
-            self._free_at = time.perf_counter()
-
 
 def hold(
     began: float,

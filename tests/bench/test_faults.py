@@ -47,6 +47,8 @@ def test_kinds_are_drawn_in_their_shares(shares: dict[str, int]) -> None:
     assert {kind: drawn.count(kind) for kind in shares} == shares
     assert drawn != sorted(drawn)
     assert len(kinds(shares, 7, random.Random(3))) == 7
+    for enough in range(len(shares), count):
+        assert set(kinds(shares, enough, random.Random(enough))) == set(shares)
 
 
 async def test_a_link_that_is_cut_carries_nothing_until_it_is_healed() -> None:

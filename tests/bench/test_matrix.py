@@ -33,6 +33,15 @@ def test_a_sweep_starts_from_the_settings_of_its_policy() -> None:
     )
 
 
+def test_sweeps_given_again_add_up_and_an_option_has_one_value() -> None:
+    assert read_sweeps(["chunked.tree=40", "chunked.tree=120,40"]) == {"chunked": {"tree": ("40", "120")}}
+    with pytest.raises(ConfigurationError, match="has no value"):
+        read_sweeps(["chunked.tree=,"])
+    assert read_settings(["chunked.tree=40", "chunked.tree=40"]) == {"chunked": (("tree", "40"),)}
+    with pytest.raises(ConfigurationError, match=r"chunked\.tree two values, 40 and 80"):
+        read_settings(["chunked.tree=40", "chunked.tree=80"])
+
+
 def test_an_ablation_switches_off_one_mechanism_at_a_time() -> None:
     found = ablations((("tree", "32"),))
     assert [each.label for each in found] == [

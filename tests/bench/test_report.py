@@ -14,7 +14,6 @@ from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import Record
 from flowspec.bench.report import show_report
 from flowspec.bench.series import Bars, Curves, plots_of
-from flowspec.bench.statistics import Pace
 from tests.bench.fake_runs import FakeClient, campaign, matrix, questions
 
 SWEPT = Contender("chunked", (("tree", "40"),), swept=True)
@@ -53,11 +52,69 @@ async def test_ratios_are_to_chunked_and_means_over_the_sets(tmp_path: Path) -> 
     assert found.acceptance(fast) == (0.25, 2.0)
 
 
-async def test_repeats_of_a_question_are_one_pace(tmp_path: Path) -> None:
-    (found,) = compare(await records_of(tmp_path, repeats=2))
-    tally = found.sets["code"][Contender("flowspec")]
-    assert len(tally.paces) == 3
-    assert set(tally.paces.values()) == {Pace(16, 1.0)}
+async def test_a_question_that_was_asked_more_often_counts_no_more(tmp_path: Path) -> None:
+    records = await records_of(tmp_path, repeats=2)
+    easy = [
+        replace(record, stats=record.stats | {"seconds": record.stats["seconds"] / 3})
+        if (record.job.set, record.job.question) == ("code", "0")
+        else record
+        for record in records
+    ]
+    # The second repeat was interrupted after one policy's first answer.
+    whole = [record for record in easy if record.job.repeat == 0]
+    broken_off = [record for record in easy if record.job.repeat and record.job.contender == Contender("flowspec")][:1]
+    (found,), (expected,) = compare([*whole, *broken_off]), compare(whole)
+    fast, slow = Contender("flowspec"), Contender("chunked")
+    assert found.ratio(fast, slow, "code") == expected.ratio(fast, slow, "code")
+    assert found.ratio(fast, slow).value == pytest.approx(2)
+
+
+async def test_what_not_all_have_answered_does_not_count_and_is_told(tmp_path: Path) -> None:
+    records = await records_of(tmp_path)
+    for record in records:
+        record.stats["seconds"] *= 1 + 9 * (record.job.question == "2")
+    missed = [
+        record
+        for record in records
+        if (record.job.set, record.job.question, record.job.policy) != ("code", "2", "flowspec")
+    ]
+    (found,) = compare(missed)
+    assert found.left_out == 1
+    assert [found.rate(Contender(policy), "code") for policy in ("chunked", "flowspec")] == pytest.approx([8, 16])
+    assert "1 questions that not all have answered do not count" in printed(missed)
+    assert "not all have answered" not in printed(records)
+
+
+async def test_who_answered_other_questions_than_all_others_is_left_out(tmp_path: Path) -> None:
+    records = [
+        record
+        for record in await records_of(tmp_path)
+        if (record.job.question == "0") == (record.job.policy == "autoregressive")
+    ]
+    (found,) = compare(records)
+    assert [who.policy for who in found.contenders] == ["chunked", "chunked", "flowspec", "flowspec"]
+    assert found.left_out == 2
+    assert printed(records)
+
+
+async def test_lengths_are_kept_apart_but_plain_decoding_stands_beside_all(tmp_path: Path) -> None:
+    (tmp_path / "long").mkdir()
+    contenders = tuple(map(Contender, ("chunked", "flowspec")))
+    short = await records_of(tmp_path, contenders=(*contenders, Contender("autoregressive", new_tokens=4)))
+    long = await records_of(tmp_path / "long", contenders=contenders, new_tokens=29)
+    for record in long:
+        record.stats["seconds"] /= 1 + (record.job.question == "0")
+    found = compare([*short, *long[1:]])
+    assert [each.condition.new_tokens for each in found] == [9, 29]
+    assert [len(each.contenders) for each in found] == [3, 3]
+    fast, slow = Contender("flowspec"), Contender("chunked")
+    assert [each.ratio(fast, slow).value for each in found] == pytest.approx([2, 2])
+
+
+async def test_the_policy_as_set_is_the_one_with_all_its_mechanisms(tmp_path: Path) -> None:
+    records = await records_of(tmp_path)
+    (found,) = compare(sorted(records, key=lambda record: record.job.contender != PLAIN))
+    assert found.standard("flowspec") == Contender("flowspec")
 
 
 async def test_the_best_of_a_sweep_may_be_the_setting_itself(tmp_path: Path) -> None:
@@ -122,8 +179,9 @@ async def test_plots_show_sets_stages_and_what_stages_did(tmp_path: Path) -> Non
     assert isinstance(busy, Bars)
     assert busy.heights == tuple((share,) * len(busy.groups) for share in did.values())
     assert isinstance(stages, Curves)
-    assert stages.title == "demo, this machine, temperature 0"
+    assert stages.title == "demo, this machine, temperature 0, 9 tokens"
     assert {line.name: line.points for line in stages.lines}["flowspec"] == ((2.0, 16.0), (4.0, 16.0))
+    assert not any("best of sweep" in line.name for line in stages.lines)
 
 
 async def test_link_rates_make_a_curve_with_the_profiles_own_rate_on_it(tmp_path: Path) -> None:
@@ -131,5 +189,5 @@ async def test_link_rates_make_a_curve_with_the_profiles_own_rate_on_it(tmp_path
     records = await records_of(tmp_path, pipes=pipes)
     curves = [plot for plot in plots_of(compare(records), {"p": 150.0}.get) if isinstance(plot, Curves)]
     assert [plot.name for plot in curves] == ["link-rate-1"]
-    assert curves[0].title == "demo, 4 stages, p, temperature 0"
+    assert curves[0].title == "demo, 4 stages, p, temperature 0, 9 tokens"
     assert [place for place, _ in curves[0].lines[0].points] == [50, 150]

@@ -11,6 +11,7 @@ import pytest
 from flowspec.bench.matrix import Contender
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import Log, read_all, read_records
+from flowspec.cli.headline import remove
 from flowspec.errors import ConfigurationError, LimitExceeded, PipelineError
 from tests.bench.fake_runs import PLACE, SPEEDS, FakeClient, FakeJudge, campaign, matrix, questions, same_text
 
@@ -125,6 +126,20 @@ async def test_a_shorter_run_agrees_as_far_as_it_goes(tmp_path: Path) -> None:
     assert judge.seen == []
 
 
+async def test_all_of_a_stream_is_compared_also_behind_a_shorter_first_one(tmp_path: Path) -> None:
+    def differs(prompt: str, options: dict[str, Any]) -> tuple[int, ...]:
+        tokens = same_text(prompt, options)
+        return (*tokens[:-1], 7777) if options["policy"] == "chunked" else tokens
+
+    contenders = (Contender("autoregressive", new_tokens=4), Contender("flowspec"), Contender("chunked"))
+    asked, path = matrix(questions(count=1), contenders=contenders), tmp_path / "runs.jsonl"
+    with pytest.raises(PipelineError, match="flowspec and chunked wrote different tokens"):
+        await campaign(FakeClient(differs), path, asked, judge=FakeJudge("no tie")).run()
+    # What the file holds of the two is enough for a campaign that is taken up again.
+    with pytest.raises(PipelineError, match="flowspec and chunked wrote different tokens"):
+        await campaign(FakeClient(differs), path, asked, judge=FakeJudge("no tie")).run()
+
+
 async def test_a_run_that_ends_early_is_refused(tmp_path: Path) -> None:
     client = FakeClient(lambda prompt, options: same_text(prompt, options)[:5])
     with pytest.raises(PipelineError, match="wrote 5 tokens for question 0 of own, not 9"):
@@ -149,6 +164,26 @@ def test_a_line_that_is_no_run_is_told_with_file_and_line(tmp_path: Path) -> Non
         with pytest.raises(ConfigurationError, match=r"runs\.jsonl:1: ") as caught:
             Log(path)
         assert told in str(caught.value)
+
+
+def test_a_file_that_holds_no_runs_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "precious.json"
+    for text in ('{"precious": 1}', "notes", '{"model": "x"}\nnotes'):
+        path.write_text(text)
+        for use in (Log, remove):
+            with pytest.raises(ConfigurationError, match=r"precious\.json:"):
+                use(path)
+        assert path.read_text() == text
+
+
+async def test_a_run_without_a_figure_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    await campaign(FakeClient(), path).run()
+    line = json.loads(path.read_text().splitlines()[0])
+    del line["stats"]["drafted"]
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ConfigurationError, match="`drafted` is missing"):
+        Log(path)
 
 
 def test_a_file_that_cannot_be_written_is_told_before_anything_runs(tmp_path: Path) -> None:

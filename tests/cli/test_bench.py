@@ -59,6 +59,11 @@ def test_what_follows_a_repeated_option_are_further_values_of_it() -> None:
         (("--repeats", "0"), "0 repeats"),
         (("--first", "8"), "8 questions"),
         (("--connect", "127.0.0.1:1", "--stages", "2"), "--stages cannot be given with --connect"),
+        (("--connect", "127.0.0.1:1", "--slow-stage", "1"), "--slow-stage cannot be given with --connect"),
+        (("--connect", "127.0.0.1:1", "--model", "demo"), "--model cannot be given with --connect"),
+        (("--tokens-per-round", "5"), "give --model synthetic"),
+        (("--model", "synthetic", "--profiles", "paper-7b", "--tokens-per-round", "0"), "tokens_per_round"),
+        (("--stages", "inf"), "--stages: inf is no whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

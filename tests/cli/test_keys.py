@@ -156,6 +156,16 @@ def test_one_client_can_be_given_a_key_without_the_topology(
     assert (code, "is there already" in err) == (8, True)
 
 
+def test_what_has_no_meaning_for_one_key_is_refused(
+    topology: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (["--listener", "wall"], ["--directory", str(tmp_path)]):
+        code, _, err = run(capsys, tmp_path / "mine", "--client", "phone", "--coordinator", "k" * 40, *given)
+        assert (code, given[0] in err) == (2, True)
+    code, _, err = run(capsys, topology, "--coordinator", "k" * 40)
+    assert (code, "--coordinator" in err) == (2, True)
+
+
 @pytest.mark.parametrize("arguments", [["--client", "../x"], ["--listener", ""], ["--client", "stage-1"]])
 def test_names_that_would_lead_elsewhere_are_refused(
     topology: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]

@@ -118,6 +118,7 @@ def test_the_steps_of_a_deep_draft_take_longer_in_a_simulation_too(
         (("--quality", "0.5", "--tokens-per-round", "5"), "give one of"),
         (("--quality", "1.5"), "between 0 and 1"),
         (("--tokens-per-round", "40"), "no quality"),
+        (("--tokens-per-round", "0"), "no quality"),
         (("--tokens", "0"), "tokens is 0"),
         (("--stages", "0"), "stages is 0"),
         (("--recording", "nowhere.jsonl"), "cannot be read"),

@@ -94,14 +94,14 @@ def test_no_device_is_emulated_that_is_faster_than_this_one(clock: FakeClock) ->
     assert device.begin(2) == 3.0
 
 
-def test_what_was_given_up_frees_the_device_at_once(clock: FakeClock) -> None:
+def test_what_has_died_frees_the_device_when_its_layer_ends(clock: FakeClock) -> None:
     device = EmulatedDevice(1.0)
     device.arrived(1)
     device.arrived(2)
-    device.begin(1)
-    clock.now = 0.7
-    device.stopped()
-    assert device.begin(2) == 0.7
+    began = device.begin(1)
+    clock.now = 0.6
+    assert not device.hold(began, 1, 4, lambda: False, clock)
+    assert device.begin(2) == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(("layers", "longer"), [(0, 1.0), (1, 1.0), (3, 2.2)])
