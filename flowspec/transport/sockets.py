@@ -40,6 +40,11 @@ ZERO_COPY_BYTES = 256 * 1024
 because the thread that frees what was sent needs the interpreter just when the answer comes in."""
 
 
+SENDERS = (zmq.PUSH, zmq.PUB)
+"""The sockets that send ZeroMQ's heartbeats. None that receives may: when its queue is full and its peer goes away, the
+next heartbeat is a failed assertion of libzmq 4.3.5 (`stream_engine_base.cpp`), which ends the whole process."""
+
+
 @dataclass(frozen=True, slots=True)
 class SocketOptions:
     """Bounds and timers of all sockets. Depths count messages, at each end of a connection."""
@@ -48,7 +53,10 @@ class SocketOptions:
     broadcast_depth: int = 256
     client_depth: int = 1000
     heartbeat_ms: int = 1000
-    heartbeat_timeout_ms: int = 5000
+    heartbeat_timeout_ms: int = 30_000
+    """Longer than any full receiver that is not lost anyway: it answers no ZeroMQ heartbeat until it reads on."""
+    keepalive_seconds: int = 5
+    """Of silence on a connection until TCP asks whether the other end is there, and then every second so many times."""
     handshake_ms: int = 10_000
     reconnect_ms: int = 100
     reconnect_max_ms: int = 1000
@@ -97,9 +105,11 @@ class SocketSet:
         socket.sndhwm = socket.rcvhwm = depth
         socket.maxmsgsize = (limits or options.limits).frame_bytes
         socket.tcp_keepalive = 1
-        socket.heartbeat_ivl = options.heartbeat_ms
-        socket.heartbeat_timeout = options.heartbeat_timeout_ms
-        socket.heartbeat_ttl = options.heartbeat_timeout_ms
+        socket.tcp_keepalive_idle = socket.tcp_keepalive_cnt = options.keepalive_seconds
+        socket.tcp_keepalive_intvl = 1
+        if kind in SENDERS:
+            socket.heartbeat_ivl = options.heartbeat_ms
+            socket.heartbeat_timeout = options.heartbeat_timeout_ms
         socket.reconnect_ivl = options.reconnect_ms
         socket.reconnect_ivl_max = options.reconnect_max_ms
         return created

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import msgpack
@@ -145,7 +146,7 @@ async def test_a_client_cannot_send_tensors_or_large_frames(opened: Opened, plai
     _, envelope = await soon(receiving)
     assert envelope.message == StatusQuery("small")
     assert coordinator.clients.statistics().rejected == 1
-    await soon(hostile.send(encode(StatusQuery("x" * 2000))[0]))
+    await soon(hostile.send(encode(Failed("r", "X", "x" * 2000))[0]))
     client = await opened.client(ZeroMQTransport(options))
     await soon(client.send(StatusQuery("another client's")))
     _, envelope = await soon(coordinator.clients.receive())
@@ -234,6 +235,42 @@ async def test_a_slow_consumer_holds_its_sender_up_and_loses_nothing(opened: Ope
     await soon(sending)
 
 
+LEFT_ALONE = """
+import asyncio, zmq
+from flowspec.transport.sockets import SocketOptions, SocketReceiver, SocketSender, SocketSet
+from flowspec.wire.frames import DEFAULT_LIMITS
+from flowspec.wire.messages import Shutdown
+
+async def main():
+    options = SocketOptions(heartbeat_ms=20)
+    reading, writing = SocketSet("reader", options), SocketSet("writer", options)
+    pull, push = reading.create(zmq.PULL, "return", 2), writing.create(zmq.PUSH, "return", 2)
+    await reading.bind(pull, "127.0.0.1", 0)
+    writing.connect(push, pull.plain.last_endpoint.decode())
+    sender = SocketSender(push, 2, DEFAULT_LIMITS)
+    try:
+        async with asyncio.timeout(1.0):  # that there is no room for more is the claim
+            while True:
+                await sender.send(Shutdown("x" * 200_000))
+    except TimeoutError:
+        await writing.close(0)
+    await asyncio.sleep(0.5)  # many heartbeats
+    print((await SocketReceiver(pull, 2, DEFAULT_LIMITS).receive()).message.kind)
+    await reading.close(0)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_full_receiver_outlives_a_sender_that_goes_away() -> None:
+    """In a process of its own: what this is about would end it."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LEFT_ALONE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, out.decode().strip()) == (0, "shutdown"), err.decode()
+
+
 async def test_closing_wakes_a_sender_that_waits_for_room(opened: Opened) -> None:
     coordinator = await opened.coordinator(ZeroMQTransport(SocketOptions(pipe_depth=1)))
 
@@ -257,7 +294,7 @@ async def test_a_publisher_never_waits_for_a_listener_that_does_not_read(opened:
     coordinator = await opened.coordinator(transport)
     listener = await opened.listener(transport)
     await hears(listener.broadcasts, coordinator.hints, Beacon("i", ()))
-    long = Beacon("x" * 100_000, ())
+    long = Beacon("i", ("x" * 100_000,))
     for _ in range(300):
         await soon(coordinator.hints.send(long))
     await hears(listener.broadcasts, coordinator.hints, Beacon("last", ()))
@@ -307,6 +344,7 @@ async def test_channels_are_bounded_and_watched_by_heartbeats(topology: Topology
         socket = sockets.create(zmq.PUSH, "out", options.pipe_depth).plain
         assert (socket.sndhwm, socket.rcvhwm, socket.linger) == (64, 64, 0)
         assert socket.maxmsgsize == options.limits.frame_bytes
-        assert (socket.heartbeat_ivl, socket.heartbeat_timeout, socket.tcp_keepalive) == (1000, 5000, 1)
+        assert (socket.heartbeat_ivl, socket.heartbeat_timeout, socket.tcp_keepalive) == (1000, 30_000, 1)
+        assert sockets.create(zmq.PULL, "in", options.pipe_depth).plain.heartbeat_ivl == 0
     finally:
         await sockets.close(0)
