@@ -183,9 +183,13 @@ class Client:
         """Break off what runs, within `close_timeout` seconds. Safe to call twice."""
         if self._channel is None:
             return
-        for request in list(self._inboxes):
-            await self.cancel(request)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._close_timeout):
+                for request in list(self._inboxes):
+                    await self.cancel(request)
         channel, self._channel = self._channel, None
+        if channel is None:  # closed by somebody else meanwhile
+            return
         self._fail_all(TransportError(f"the client of {self.address} was closed"))
         for task in self._tasks:
             task.cancel()
@@ -279,6 +283,7 @@ class Client:
         for request in (self._pings.pop(status.request, frozenset()) & self._running) - set(status.requests):
             since = self._forgotten.setdefault(request, time.monotonic())
             if status.ready and not status.draining:
+                self._running.discard(request)  # it is told once, whenever its stream comes to read that
                 self._inboxes[request].put_nowait(status)
             elif time.monotonic() - since > self._silence_timeout:
                 self._running.discard(request)
@@ -307,10 +312,12 @@ class Client:
                 await self.send(query)
 
     def _fail_all(self, error: FlowspecError) -> None:
-        self._broken = error
+        """The first error is the one that counts."""
+        self._broken = self._broken or error
         for inbox in self._inboxes.values():
             inbox.put_nowait(_twin(error))
         self._inboxes.clear()
+        self._running.clear()
 
 
 def _twin(error: FlowspecError) -> FlowspecError:

@@ -120,6 +120,8 @@ class LocalCluster:
             self._progress(NodeProgress(name, "starting"))
         await fork_server_ready()
         try:
+            if self._stopping:
+                raise PipelineError("the cluster was told to stop before it was ready")
             for name in names:
                 self._start(name)
             await self._until_ready()
@@ -150,9 +152,10 @@ class LocalCluster:
         """Tell the draft node; at its end the stages are told to stop, and at once when it is gone already."""
         self._stopping = True
         self._cancel_starts()
-        draft = self._nodes[self.topology.draft_node.name]
-        draft.tell(word)
-        if draft.gone.is_set():
+        draft = self._nodes.get(self.topology.draft_node.name)
+        if draft is not None:
+            draft.tell(word)
+        if draft is None or draft.gone.is_set():
             for node in self._nodes.values():
                 node.tell("stop")
         self._note_end()
@@ -201,18 +204,21 @@ class LocalCluster:
 
     async def _until_ready(self) -> None:
         assert self._failed is not None
-        ready = asyncio.ensure_future(self._ready.wait())
+        ready, over = asyncio.ensure_future(self._ready.wait()), asyncio.ensure_future(self._all_gone())
         # The draft node gives up after `ready` seconds and says for whom it waited; this is for one that hangs.
         seconds = self.topology.timeouts.ready + self.topology.timeouts.close
-        first: set[asyncio.Future[Any]] = {ready, self._failed}
+        first: set[asyncio.Future[Any]] = {ready, over, self._failed}
         try:
             await asyncio.wait(first, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 self._failed.result()
+            if over.done() or self._stopping:
+                raise PipelineError("the cluster was told to stop before it was ready")
             if not ready.done():
                 raise PeerTimeout(self.topology.draft_node.name, seconds, waiting_for="readiness")
         finally:
             ready.cancel()
+            over.cancel()
 
     def _heard(self, node: NodeProcess, words: Mapping[str, Any]) -> None:
         state = words.get("state")
@@ -230,7 +236,6 @@ class LocalCluster:
                     other.tell("stop")
             self._note_end()
             return
-        assert self._failed is not None
         death = _death(node)
         if node.name != draft and draft in self._nodes:
             # The draft node need not wait for the silence of a stage that is gone.
@@ -238,9 +243,13 @@ class LocalCluster:
         if self._ready.is_set() and not isinstance(death, ConfigurationError) and self._start_again(node.name):
             logger.warning("%s; it is started again", death)
             return
+        self._give_up(death)
+
+    def _give_up(self, error: FlowspecError) -> None:
+        assert self._failed is not None
         self._note_end()
         if not self._failed.done():
-            self._failed.set_exception(death)
+            self._failed.set_exception(error)
             # Seen: `wait` and entering raise it, but a program need not call `wait`.
             self._failed.exception()
 
@@ -263,7 +272,10 @@ class LocalCluster:
         def start() -> None:
             self._starts.discard(handle)
             self._nodes[name].release()
-            self._start(name)
+            try:
+                self._start(name)
+            except (OSError, EOFError) as error:
+                self._give_up(PipelineError(f"{name} ended, and cannot be started again: {error}"))
 
         handle = asyncio.get_running_loop().call_later(delay, start)
         self._starts.add(handle)

@@ -32,3 +32,5 @@ if __name__ == "__main__":
         run(main(sys.argv[1], sys.argv[2]))
     except FlowspecError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:  # before the node could take it for a wish to drain
+        sys.exit(130)

@@ -74,7 +74,6 @@ class Knocks:
     """Connections; those of wrong keys by key."""
     half_open: int
     """Most silent connections that were open at once."""
-    seconds: float
     cores: float
     """Of this process meanwhile; to open silent connections at the beginning counts as neither."""
 
@@ -155,7 +154,7 @@ class _Strangers:
         for writer in self._silent:
             writer.transport.abort()
         self._silent.clear()
-        knocks = Knocks(dict(self._counts), self._most, seconds, cores)
+        knocks = Knocks(dict(self._counts), self._most, cores)
         self._counts.clear()
         self._most = 0
         return knocks

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgpack
 
-from flowspec.wire.codec import EQUAL_COLUMNS
+from flowspec.wire.codec import EQUAL_COLUMNS, MAX_NAME
 from flowspec.wire.frames import encode, message_types
 from flowspec.wire.messages import PROTOCOL_VERSION, Message
 from flowspec.wire.tensors import ITEM_BYTES
 
 EDGES = (0, 1, -1, 2, 7, 255, 256, 4096, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63))
-WORDS = ("", "a", "demo", "stage-1", "draft", "s" * 300, "\x00", "é", "../../x", "%s%n", "{}", "nan", "flowspec")
+WORDS = ("", "a", "demo", "stage-1", "draft", "s" * MAX_NAME, "\x00", "é", "../../x", "%s%n", "{}", "nan", "flowspec")
 DTYPES = ("float32", "bfloat16", "int64", "uint8", "float128", "object", "", "float32 ", 7, None)
 SCRAPS = (
     *("{", "}", "[", "]", ",", ":", "- ", "? ", "&a ", "*a ", "!!python/object:os.system ", "| ", "'", '"', "%", "#"),

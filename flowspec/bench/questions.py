@@ -24,7 +24,6 @@ class Question:
     """One prompt. `identity` is the file's `question_id`, as text."""
 
     identity: str
-    category: str
     prompt: str
 
     @property
@@ -92,9 +91,9 @@ def _question(line: str, place: str) -> Question:
         raise ConfigurationError(f"{place}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ConfigurationError(f"{place}: a question is a JSON object, not {type(value).__name__}")
-    identity, turns, category = value.get("question_id"), value.get("turns"), value.get("category", "")
+    identity, turns = value.get("question_id"), value.get("turns")
     if not isinstance(identity, int | str) or isinstance(identity, bool):
         raise ConfigurationError(f"{place}: `question_id` must be a number or a text, not {identity!r}")
     if not isinstance(turns, list) or not turns or not isinstance(turns[0], str) or not turns[0].strip():
         raise ConfigurationError(f"{place}: `turns` must be a list that begins with the text of the question")
-    return Question(str(identity), category if isinstance(category, str) else "", turns[0])
+    return Question(str(identity), turns[0])

@@ -234,6 +234,7 @@ class Coordinator(Node):
             spawn=self.spawn,
         )
         desk.diagnose = self._examination.begin
+        desk.untraced = self._traces.tell_none
         node = self.topology.draft_node
         if node.metrics_port is not None:
             await self.serve_metrics(node.metrics_bind, node.metrics_port, self._figures, lambda: self.readiness)

@@ -111,8 +111,8 @@ class DraftDesk:
         return self.drafter.taps
 
     def close(self, session: str) -> None:
-        if self.drafter is not None:
-            self._compute.run(self._forget, session)
+        if self.drafter is not None and not self._hung:
+            self._compute.run(self._forget, session).add_done_callback(_tell_failure)
 
     def _forget(self, session: str) -> None:
         """On the drafter's thread."""
@@ -213,8 +213,8 @@ class DraftDesk:
         self._apply(DrafterLost(command.session))
 
 
-def _tell_failure(opened: asyncio.Future[None]) -> None:
+def _tell_failure(called: asyncio.Future[None]) -> None:
     """A drafter that could not open a session answers its steps with nothing, or with an error; both are heard."""
-    error = None if opened.cancelled() else opened.exception()
+    error = None if called.cancelled() else called.exception()
     if error is not None:
-        logger.error("the drafter failed to open a session: %s", error)
+        logger.error("the drafter failed to open or close a session: %s", error)

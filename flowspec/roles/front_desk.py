@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from flowspec.errors import FlowspecError, Overloaded
+from flowspec.errors import FlowspecError, Overloaded, WireError
 from flowspec.model.text import TextStream
 from flowspec.roles.admission import Admission
 from flowspec.roles.counts import Counts
@@ -21,6 +21,7 @@ from flowspec.roles.request import Admitted, Request
 from flowspec.roles.waiting_room import Waiting, WaitingRoom
 from flowspec.schedule.events import EmitTokens, Event, FinishSession, SessionRequested, SessionStopped
 from flowspec.transport.base import ClientRouter
+from flowspec.wire.codec import MAX_ITEMS
 from flowspec.wire.messages import Cancel, Diagnose, Failed, Generate, Message, Started, Status, StatusQuery
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class FrontDesk:
         """While it is true nobody begins: whoever comes waits in line. `call_next` is called when that is over."""
         self.diagnose: Callable[[bytes, Diagnose], None] = lambda peer, message: None
         """Called for every `Diagnose`; set by the owner."""
+        self.untraced: Callable[[Admitted], None] = lambda admitted: None
+        """Called for a request that wants a trace and is over before anything was done; set by the owner."""
         self._session_of: dict[tuple[bytes, str], str] = {}
         self._outbox: asyncio.Queue[tuple[bytes, Message]] = asyncio.Queue()
 
@@ -90,8 +93,9 @@ class FrontDesk:
         """Task: send what is due; a client that is gone or does not keep up loses its requests, nobody else does."""
         while True:
             peer, message = await self._outbox.get()
-            if not await self._clients.send(peer, message):
+            if not await self._sent(peer, message):
                 self.waiting.leave(peer)
+                self._note_idle()
                 for session in [name for name, request in self.requests.items() if request.admitted.peer == peer]:
                     logger.warning("session %s: the client is gone or does not keep up", session)
                     self._apply(SessionStopped(session, "cancelled"))
@@ -103,14 +107,27 @@ class FrontDesk:
     async def flush(self) -> None:
         """Send what is still in the outbox, without the task."""
         while not self._outbox.empty():
-            peer, message = self._outbox.get_nowait()
-            await self._clients.send(peer, message)
+            await self._sent(*self._outbox.get_nowait())
+
+    async def _sent(self, peer: bytes, message: Message) -> bool:
+        """Whether it went to its client. What cannot be encoded, as it repeats what a client sent, does not."""
+        try:
+            return await self._clients.send(peer, message)
+        except WireError as error:
+            logger.error("a message for a client cannot be sent, and its requests end: %s", error)
+            return False
 
     def _on_generate(self, peer: bytes, message: Generate) -> None:
         asked = time.perf_counter()
         try:
             self._check_open()
             waiting = Waiting(self.admission.admit(message, peer), asked)
+            if len(self.requests) + len(self.waiting) >= MAX_ITEMS and len(self._requests_of(peer)) >= MAX_ITEMS:
+                raise Overloaded(
+                    f"this client has {MAX_ITEMS} requests, as many as a status can name",
+                    retry_after=self.waiting.retry_after,
+                    hint="ask for more when some of them are over, or with another client",
+                )
             if len(self.requests) < self._sessions and not self.waiting and not self.hold():
                 self._start(waiting)
                 return
@@ -136,6 +153,9 @@ class FrontDesk:
             except FlowspecError as error:
                 self.counts.failed += 1
                 self.tell(waiting.admitted.peer, failed(waiting.admitted.request, error))
+        self._note_idle()
+
+    def _note_idle(self) -> None:
         if not self.requests and not self.waiting:
             self.idle.set()
 
@@ -148,6 +168,8 @@ class FrontDesk:
         self._tell(request, Started(admitted.request, session, admitted.prompt, admitted.sampling, admitted.policy))
         if over is not None:
             self._tell_end(request, FinishSession(session, 0, over, 0, 0, 0, 0, 0))
+            if admitted.trace:
+                self.untraced(admitted)
             return
         request.taps = taps or ()
         self.requests[session] = request
@@ -202,6 +224,7 @@ class FrontDesk:
             text = TextStream(self.admission.tokenizer)
             end = FinishSession("", 0, "cancelled", 0, 0, 0, 0, 0)
             self.tell(peer, Request(waiting.admitted, "", text, waiting.asked).finished(end))
+        self._note_idle()
 
     def _requests_of(self, peer: bytes) -> tuple[str, ...]:
         """Those of a client that run or wait."""

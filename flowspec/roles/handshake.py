@@ -6,12 +6,13 @@ Pure: it is told what arrived and at what time, and answers questions. It sends 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from flowspec.schedule.events import PipeProfile
 from flowspec.wire.messages import PROTOCOL_VERSION, Heartbeat, Hello, NodeStatus, ProbeSeen, TimeCurve
 
 MOST_REFUSED = 16
-"""Refused nodes that are remembered, the newest ones; a beacon tells them why."""
+"""Refused nodes that are remembered, the newest ones; a beacon tells them why. As many challenge one place."""
 
 
 @dataclass(slots=True)
@@ -89,8 +90,7 @@ class Handshake:
         reason = self._objection(message)
         if reason is not None:
             self.refused[message.incarnation] = reason
-            while len(self.refused) > MOST_REFUSED:
-                del self.refused[next(iter(self.refused))]
+            _keep_newest(self.refused)
             return None
         assert peer is not None
         if peer.hello is not None and peer.hello.incarnation == message.incarnation:
@@ -100,6 +100,7 @@ class Handshake:
             return None
         replaced = peer.hello is not None and not peer.lost
         if replaced and now - max(peer.challengers.setdefault(message.incarnation, now), peer.last_heard) < patience:
+            _keep_newest(peer.challengers)
             return None
         if replaced:
             self.lose(peer)
@@ -244,6 +245,12 @@ class Handshake:
             if neighbour.dtype != hello.dtype:
                 return f"{hello.node} runs in {hello.dtype}, {neighbour.node} in {neighbour.dtype}"
         return None
+
+
+def _keep_newest(known: dict[str, Any]) -> None:
+    """At most `MOST_REFUSED`, in the order in which they came."""
+    while len(known) > MOST_REFUSED:
+        del known[next(iter(known))]
 
 
 def _points(curve: TimeCurve) -> tuple[tuple[int, float], ...]:

@@ -245,7 +245,8 @@ class PipeWatch:
             if still > seconds:
                 self._moved_at = now
                 name = self._soundings.silent_stage()
-                self.died(name, f"what is in flight has not moved for {seconds:g} s, and {name} answers no probe")
+                # Whoever has this place, a spare too: it is the place that does not answer.
+                self._lose(name, f"what is in flight has not moved for {seconds:g} s, and {name} answers no probe")
         elif not self.unattended():
             # Nobody waits for anything: the time counts from the next request.
             self._moved_at = now

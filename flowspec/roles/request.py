@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from flowspec.model.text import TextStream
 from flowspec.schedule.events import FinishSession
 from flowspec.schedule.options import PolicyOptions
+from flowspec.wire.codec import INT_MAX
 from flowspec.wire.messages import Chunk, Finished, GenerationStats, SessionStatus
 from flowspec.wire.parameters import SamplingParameters
 
@@ -61,10 +62,10 @@ class Request:
     def over(self) -> str | None:
         """Why the output is complete with what the client has already; None when more may come."""
         had = self.admitted.resume
-        if had and had[-1] in self.admitted.eos:
-            return "eos"
         if self.stopped:
             return "stop"
+        if had and had[-1] in self.admitted.eos:
+            return "eos"
         return "length" if len(had) >= self.admitted.max_new_tokens else None
 
     @property
@@ -100,7 +101,8 @@ class Request:
         written = self.tokens - len(self.admitted.resume)
         return Finished(
             self.admitted.request,
-            end.reason,
+            # The scheduler knows no text: it may have come to a limit with the tokens that completed a stop string.
+            "stop" if self.stopped else end.reason,
             GenerationStats(
                 new_tokens=self.tokens,
                 seconds=seconds,
@@ -112,6 +114,6 @@ class Request:
                 accepted=self.drafted_tokens,
                 pruned=end.pruned,
                 segments=end.segments,
-                link_bytes=self.link_bytes,
+                link_bytes=min(self.link_bytes, INT_MAX),
             ),
         )

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from flowspec.roles.request import Request
+from flowspec.roles.request import Admitted, Request
 from flowspec.roles.session_notes import SessionNotes
 from flowspec.schedule.arbiter import Scheduler
 from flowspec.schedule.choice import choices, was_guessed
@@ -27,6 +27,7 @@ from flowspec.schedule.events import (
 )
 from flowspec.tracing.clocks import ClockEstimate
 from flowspec.tracing.records import parts
+from flowspec.wire.codec import INT_MAX
 from flowspec.wire.messages import (
     ClockAnswer,
     ClockQuery,
@@ -110,6 +111,11 @@ class TraceDesk:
             {name: ClockEstimate() for name in foreign},
             dict.fromkeys((self._node, *self._stages), 0),
         )
+
+    def tell_none(self, admitted: Admitted) -> None:
+        """End the trace of a request for which no node did anything."""
+        nodes = tuple(TracedNode(name, complete=False, dropped=0, clock=()) for name in (self._node, *self._stages))
+        self._tell(admitted.peer, TraceEnd(admitted.request, self._model, self._drafter, nodes))
 
     def drop(self, session: str) -> None:
         """A session ended; one that did not finish has no trace."""
@@ -227,7 +233,7 @@ class TraceDesk:
             complete = complete and clock is not None
             found = clock.samples if clock is not None else ()
             samples = tuple(ClockSample(each.there, each.offset, each.error) for each in found)
-        return TracedNode(name, complete, traced.dropped[name], samples)
+        return TracedNode(name, complete, min(traced.dropped[name], INT_MAX), samples)
 
     def _tell_part(self, traced: Traced, node: str, layouts: tuple[int, ...], values: tuple[int, ...]) -> None:
         admitted = traced.request.admitted

@@ -23,13 +23,12 @@ Call = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop
 class ComputeThread:
     """`await run(function, ...)` runs it on the thread; results come back in the order of the calls.
 
-    `busy_seconds` and `calls` count since the start.
+    `busy_seconds` counts since the start.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.busy_seconds = 0.0
-        self.calls = 0
         self._queue: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -62,13 +61,17 @@ class ComputeThread:
             if future.cancelled():
                 continue
             began = time.perf_counter()
-            result, error = None, None
+            result: Any = None
+            error: BaseException | None = None
             try:
                 result = function()
+            except StopIteration as caught:
+                # No future takes one: whoever waits would wait for ever.
+                error = RuntimeError(f"a call on the thread {self.name} raised StopIteration")
+                error.__cause__ = caught
             except BaseException as caught:
                 error = caught
             self.busy_seconds += time.perf_counter() - began
-            self.calls += 1
             try:
                 loop.call_soon_threadsafe(_settle, future, result, error)
             except RuntimeError:

@@ -1,7 +1,8 @@
 """Message dataclass <-> plain msgpack values, compiled once per type from its type hints.
 
 Every field is checked in both directions, so a wrong value is found where it is made and refused where it arrives:
-an int is an int (no bool) of 64 bits, a float is finite (an int will do), a dataclass has all its fields and no other.
+an int is an int (no bool) of 64 bits, a float is finite (an int will do), a name is short, a dataclass has all its
+fields and no other.
 Knows neither msgpack nor frames nor tensors: what comes out is dict, list, str, bytes, int, float, bool and None.
 
 Columns (`tuple[int, ...]`, `tuple[float, ...]`, `tuple[bool, ...]`) become one byte string each (little-endian int64,
@@ -25,6 +26,15 @@ from flowspec.wire.messages import Chunk, DraftTokens, TimeCurve
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 MAX_ITEMS = 4096
 """Most items of a list of strings or of nested values."""
+MAX_NAME = 256
+"""Most characters of a name: whoever hears one may repeat it, beside others, in messages of its own."""
+
+NAMES = frozenset(("node", "spare", "place", "sender", "host", "incarnation", "request", "session", "channel")) | {
+    "fingerprint",
+    "tokenizer",
+    "dtype",
+}
+"""Fields that hold a name."""
 
 Convert = Callable[[Any], Any]
 
@@ -136,6 +146,8 @@ def _compile(hint: Any, where: str) -> Codec:
         return _both(_int(where), f"type({{first}}) is int and {INT_MIN} <= {{v}} <= {INT_MAX}")
     if hint is float:
         return _both(_float(where), "type({first}) is float and isfinite({v})")
+    if hint is str and where.rpartition(".")[2] in NAMES:
+        return _both(_name(where), f"type({{first}}) is str and len({{v}}) <= {MAX_NAME}")
     if hint in (bool, str):
         return _both(_exactly(hint, where), f"type({{first}}) is {hint.__name__}")
     if origin in (types.UnionType, typing.Union) and len(arguments) == 2 and type(None) in arguments:
@@ -185,6 +197,17 @@ def _exactly(kind: type, where: str) -> Convert:
     def check(value: Any) -> Any:
         if type(value) is not kind:
             raise _wrong(where, kind.__name__, value)
+        return value
+
+    return check
+
+
+def _name(where: str) -> Convert:
+    exactly = _exactly(str, where)
+
+    def check(value: Any) -> Any:
+        if len(exactly(value)) > MAX_NAME:
+            raise MalformedMessage(f"{where}: a name of {len(value)} characters, at most {MAX_NAME} fit")
         return value
 
     return check

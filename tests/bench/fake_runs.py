@@ -67,7 +67,7 @@ class FakeJudge:
 
 
 def questions(name: str = "own", count: int = 3) -> QuestionSet:
-    return QuestionSet(name, tuple(Question(str(number), "", f"question {number}") for number in range(count)))
+    return QuestionSet(name, tuple(Question(str(number), f"question {number}") for number in range(count)))
 
 
 def matrix(*sets: QuestionSet, **changes: Any) -> Matrix:

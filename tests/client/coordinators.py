@@ -74,6 +74,11 @@ class FakeCoordinator:
         self._clients = clients
         self._answer = answer
         self._conversations: dict[str, Conversation] = {}
+        self.serving: asyncio.Future[None]
+
+    def stop(self) -> None:
+        """Read nothing any more."""
+        self.serving.cancel()
 
     async def serve(self) -> None:
         async with asyncio.TaskGroup() as answers:
@@ -102,7 +107,7 @@ class FakeCoordinator:
 async def coordinating(transport: Transport, topology: Topology, answer: Answer) -> AsyncIterator[FakeCoordinator]:
     channels = await transport.open_coordinator(topology)
     coordinator = FakeCoordinator(channels.clients, answer)
-    task = asyncio.ensure_future(coordinator.serve())
+    task = coordinator.serving = asyncio.ensure_future(coordinator.serve())
     try:
         yield coordinator
     finally:

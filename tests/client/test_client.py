@@ -24,7 +24,7 @@ from flowspec.errors import (
     TransportError,
 )
 from flowspec.topology import Topology
-from flowspec.transport.memory import MemoryTransport
+from flowspec.transport.memory import Depths, MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
 from flowspec.wire.messages import Failed, Status
 from tests.client.coordinators import (
@@ -367,3 +367,47 @@ def test_importing_the_client_loads_neither_torch_nor_a_socket_library() -> None
     program = f"import sys, flowspec; flowspec.Client('tcp://x:1').stream('a'); print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+async def test_a_stream_that_nobody_reads_is_told_once_that_it_was_forgotten(connect: Connect) -> None:
+    async with connect(one_chunk_and_silence) as (client, coordinator):
+        chunks = aiter(client.stream("x"))
+        await anext(chunks)
+        (await coordinator.asked.get()).over = True  # another coordinator, which knows nothing of it
+        coordinator.queried = asyncio.Queue()
+        for _ in range(4):
+            await coordinator.queried.get()
+        (inbox,) = client._inboxes.values()
+        assert sum(isinstance(message, Status) for message in inbox._queue) == 1  # type: ignore[attr-defined]
+        await chunks.aclose()
+
+
+async def test_an_answer_that_comes_after_all_was_given_up_changes_nothing(connect: Connect) -> None:
+    async with connect(one_chunk_and_silence, silence_timeout=0.3) as (client, coordinator):
+        chunks = aiter(client.stream("x"))
+        await anext(chunks)
+        coordinator.alive = False
+        await asyncio.wait(client._tasks[1:])  # the watch, which ends with that
+        error = client._broken
+        assert isinstance(error, PeerTimeout)
+        (await coordinator.asked.get()).over = True
+        query, running = next(iter(client._pings.items()))
+        assert running
+        client._notice_forgotten(Status(query, True, "demo", "flowspec", "ngram", 0, (), 2048))
+        assert client._broken is error
+        with pytest.raises(PeerTimeout):
+            await client.status()
+        await chunks.aclose()
+
+
+async def test_closing_takes_no_longer_than_it_may_and_may_be_asked_for_twice_at_once() -> None:
+    transport = MemoryTransport(depths=Depths(client=2))
+    topology = Topology.local(stages=1)
+    async with asyncio.timeout(DEADLINE), coordinating(transport, topology, two_chunks) as coordinator:
+        client = Client(topology.client_address, transport=transport, connect_timeout=5 * DEADLINE, close_timeout=0.05)
+        await client.__aenter__()
+        coordinator.stop()
+        streams = [asyncio.ensure_future(anext(aiter(client.stream("x")))) for _ in range(4)]
+        await asyncio.sleep(0)
+        await asyncio.gather(client.close(), client.close())
+        await asyncio.gather(*streams, return_exceptions=True)

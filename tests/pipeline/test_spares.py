@@ -14,7 +14,7 @@ from flowspec.roles.spare import SpareNode
 from flowspec.roles.stage import StageNode
 from flowspec.topology import Topology
 from flowspec.transport.base import Transport
-from flowspec.transport.memory import MemoryTransport
+from flowspec.transport.memory import Faults, MemoryTransport
 from flowspec.transport.zeromq import ZeroMQTransport
 from tests.checkpoints import write_checkpoint
 from tests.pipeline.running import Running, alone, complete, coordinator_first, started
@@ -95,3 +95,28 @@ async def test_a_spare_that_is_taken_for_lost_stands_by_again(model: Path) -> No
         while spare.stage is not None:
             await running.client.status()
         assert spare.incarnation != before
+
+
+async def test_a_dead_link_behind_a_spare_is_noticed_like_any_other(model: Path) -> None:
+    transport = MemoryTransport()
+    timeouts = {**QUICK, "progress": 0.3}
+    topology = Topology.local(str(model), 3, dtype="float64", drafter="ngram", timeouts=timeouts, spares=2)
+    async with asyncio.timeout(DEADLINE), AsyncExitStack() as stack:
+        coordinator, stages, _ = await started(topology, transport, stack)
+        running = Running(topology, coordinator, stages, Client(topology.client_address, transport=transport))
+        async with coordinator_first(running), running.client:
+            await stages[1].close()
+            assert list((await complete(running, PROMPT, "flowspec")).token_ids) == alone(model, PROMPT, 24)
+            peer = coordinator.handshake.peers["stage-2"]
+            assert peer.hello is not None
+            cut = peer.hello.incarnation
+
+            def lost(hop: int, message: object) -> bool:
+                # Until the node behind it was given up: to whoever comes then, there is another link.
+                return hop == 1 and peer.hello is not None and peer.hello.incarnation == cut
+
+            stream = running.client.stream(prompt_token_ids=PROMPT, max_new_tokens=TOKENS, ignore_eos=True)
+            async for _ in stream:
+                transport.faults = Faults(drop_forward=lost)
+            assert list(stream.generation.token_ids) == alone(model, PROMPT, TOKENS)
+            assert peer.hello.incarnation != cut

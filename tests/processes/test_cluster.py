@@ -83,3 +83,32 @@ async def test_clusters_side_by_side_do_not_disturb_each_other(model: Path) -> N
     ):
         results = await asyncio.gather(*(client.generate("the quick", max_new_tokens=8) for client in (one, two)))
         assert results[0].token_ids == results[1].token_ids
+
+
+async def test_a_node_that_cannot_be_started_again_ends_the_wait(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with asyncio.timeout(DEADLINE), LocalCluster(str(model), 2, drafter="ngram") as cluster:
+
+        def no_more(name: str) -> None:
+            raise OSError(12, "Cannot allocate memory")
+
+        monkeypatch.setattr(cluster, "_start", no_more)
+        os.kill(cluster.processes["stage-1"], signal.SIGKILL)
+        with pytest.raises(PipelineError, match="stage-1 ended, and cannot be started again"):
+            await cluster.wait()
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_cluster_that_is_stopped_while_it_starts_does_not_become_ready(model: Path, begun: bool) -> None:
+    told = asyncio.Event()
+
+    def progress(step: NodeProgress) -> None:
+        if step.state == ("loading" if begun else "starting"):
+            told.set()
+
+    cluster = LocalCluster(str(model), 2, drafter="ngram", progress=progress)
+    async with asyncio.timeout(DEADLINE):
+        entering = asyncio.ensure_future(cluster.__aenter__())
+        await told.wait()
+        cluster.stop()
+        with pytest.raises(PipelineError, match="told to stop before it was ready"):
+            await entering

@@ -2,24 +2,96 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
 from random import Random
+
+import pytest
 
 from flowspec.bench.fuzzed_desk import FuzzedDesk
 from flowspec.bench.mutations import Mutator
-from flowspec.errors import FlowspecError
-from flowspec.wire.messages import Cancel, Generate
+from flowspec.errors import FlowspecError, MalformedMessage
+from flowspec.model.text import TextStream
+from flowspec.roles import front_desk
+from flowspec.roles.request import Request
+from flowspec.schedule.events import FinishSession
+from flowspec.wire.messages import Cancel, Generate, Message, StatusQuery
 
 PEER = b"client"
+ASKED = Generate("twice", "def", None, False, 8, None, None, None, None, None, None, (), True, None)
 
 
 async def test_a_name_that_is_given_twice_stands_for_the_newer_request() -> None:
     fuzzed = FuzzedDesk(Mutator(Random(1)))
     desk = fuzzed._desk
-    asked = Generate("twice", "def", None, False, 8, None, None, None, None, None, None, (), True, None)
-    fuzzed._ask(PEER, asked)
-    fuzzed._ask(PEER, asked)
+    fuzzed._ask(PEER, ASKED)
+    fuzzed._ask(PEER, ASKED)
     first, second = desk.requests
     desk.fail(first, FlowspecError("lost"))
     assert list(desk.requests) == [second]
     fuzzed._ask(PEER, Cancel("twice"))
     assert not desk.requests
+
+
+async def test_an_answer_that_cannot_be_encoded_costs_its_client_its_requests_and_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fuzzed = FuzzedDesk(Mutator(Random(1)))
+    desk, reached = fuzzed._desk, asyncio.Event()
+
+    async def send(peer: bytes, message: Message) -> bool:
+        if peer == b"odd":
+            raise MalformedMessage("no room for that")
+        if message == StatusQuery("y"):
+            reached.set()
+        return True
+
+    monkeypatch.setattr(desk._clients, "send", send)
+    fuzzed._ask(b"odd", ASKED)
+    fuzzed._ask(PEER, ASKED)
+    writing = asyncio.ensure_future(desk.write())
+    desk.tell(b"odd", StatusQuery("x"))
+    desk.tell(PEER, StatusQuery("y"))
+    async with asyncio.timeout(10):
+        await reached.wait()
+    assert not writing.done()
+    assert [request.admitted.peer for request in desk.requests.values()] == [PEER]
+    desk.tell(b"odd", StatusQuery("x"))
+    writing.cancel()
+    await asyncio.gather(writing, return_exceptions=True)
+    await desk.flush()
+
+
+async def test_one_client_has_no_more_requests_than_a_status_can_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_desk, "MAX_ITEMS", 2)
+    fuzzed = FuzzedDesk(Mutator(Random(1)))
+    for number in range(2):
+        fuzzed._ask(PEER, replace(ASKED, request=str(number)))
+    with pytest.raises(FlowspecError, match="this client has 2 requests"):
+        fuzzed._ask(PEER, replace(ASKED, request="2"))
+    fuzzed._ask(b"another", ASKED)
+    assert len(fuzzed._desk.requests) == 3
+
+
+async def test_who_leaves_the_line_as_the_last_one_leaves_nobody_to_wait_for() -> None:
+    fuzzed = FuzzedDesk(Mutator(Random(1)))
+    desk = fuzzed._desk
+    desk.hold = lambda: True
+    fuzzed._ask(PEER, ASKED)
+    assert not desk.idle.is_set()
+    fuzzed._ask(PEER, Cancel("twice"))
+    assert desk.idle.is_set()
+
+
+async def test_a_completed_stop_string_is_the_reason_whatever_limit_the_same_tokens_reach() -> None:
+    admission = FuzzedDesk(Mutator(Random(1)))._desk.admission
+    admitted = admission.admit(replace(ASKED, stop=("add",), seed=1), PEER)
+    written = tuple(admission.tokenizer.encode(" add(one, two)"))
+    request = Request(admitted, "s", TextStream(admission.tokenizer, admitted.stop), 0.0)
+    request.push(written, (True,) * len(written), 1.0)
+    assert request.stopped
+    finished = request.finished(FinishSession("s", 0, "length", 0, 0, 0, 1, 1))
+    assert finished.finish_reason == "stop"
+    assert 0 < finished.stats.new_tokens < len(written)
+    resumed = replace(admitted, resume=written, eos=frozenset(written[-1:]))
+    assert Request(resumed, "s", TextStream(admission.tokenizer, admitted.stop), 0.0).over == "stop"

@@ -12,9 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowspec.errors import InvariantViolation, MalformedMessage
-from flowspec.wire.codec import EQUAL_COLUMNS, codec_of
+from flowspec.wire.codec import EQUAL_COLUMNS, MAX_NAME, codec_of
 from flowspec.wire.frames import message_types
-from flowspec.wire.messages import Chunk, Credit, DraftTokens, Heartbeat, Message, RosterEntry, Segment, TimeCurve
+from flowspec.wire.messages import (
+    Chunk,
+    Credit,
+    DraftTokens,
+    Heartbeat,
+    Message,
+    RosterEntry,
+    Segment,
+    StatusQuery,
+    TimeCurve,
+)
 from tests.wire.strategies import messages
 
 KINDS = sorted(message_types())
@@ -154,3 +164,12 @@ class WithMap(Message):
 def test_a_type_that_cannot_travel_is_refused_when_it_is_registered(cls: type) -> None:
     with pytest.raises(InvariantViolation, match=r"does not go on the wire|cannot be put on the wire"):
         codec_of(cls)
+
+
+def test_a_name_that_is_none_is_refused_both_ways() -> None:
+    codec = codec_of(StatusQuery)
+    plain = codec.encode(StatusQuery("x" * MAX_NAME))
+    with pytest.raises(MalformedMessage, match=r"StatusQuery\.request: a name of 257 characters"):
+        codec.encode(StatusQuery("x" * (MAX_NAME + 1)))
+    with pytest.raises(MalformedMessage, match=r"StatusQuery\.request: a name of 257 characters"):
+        codec.decode(plain | {"request": "x" * (MAX_NAME + 1)})

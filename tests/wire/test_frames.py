@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flowspec.errors import InvariantViolation, MalformedMessage, OversizeMessage, VersionMismatch, WireError
 from flowspec.wire import frames as frames_module
 from flowspec.wire.frames import Envelope, FrameLimits, decode, encode, message_types, register
-from flowspec.wire.messages import PROTOCOL_VERSION, Close, Credit, DraftTokens, Message, RosterEntry, Segment
+from flowspec.wire.messages import PROTOCOL_VERSION, Close, Credit, DraftTokens, Message, RosterEntry, Segment, Shutdown
 from flowspec.wire.tensors import ITEM_BYTES
 from tests.wire.strategies import message_of, messages
 
@@ -141,7 +141,7 @@ def test_an_oversize_message_is_refused_by_both_sides(tensors: list[torch.Tensor
 
 
 def test_an_oversize_header_is_refused_by_both_sides() -> None:
-    long = Close("s" * 300, 0)
+    long = Shutdown("s" * 300)
     with pytest.raises(OversizeMessage, match="header"):
         encode(long, (), LIMITS)
     with pytest.raises(OversizeMessage, match="header"):
