@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flowspec.errors import ConfigurationError, InvariantViolation
-from flowspec.schedule.continuous import ContinuousSettings
+from flowspec.schedule.continuous import Continuous, ContinuousSettings
 from flowspec.schedule.events import (
     BreakSession,
     Command,
@@ -205,6 +205,8 @@ class Scheduler:
         if session is None or event.epoch != session.epoch:
             return broken
         session.land(event.ticket)
+        if session.broken:
+            return broken
         heard = broken + self._policies[event.session].handle(event, self._room())
         # Only a tail that is at fault gives back the last segment without a verdict on it.
         return heard + self._restart(session, "its last segment had no verdict") if session.stranded else heard
@@ -232,10 +234,20 @@ class Scheduler:
         return Room(self._alone if alone else self.pipe, max(1, len(active)))
 
     def _slots(self, pipe: PipeModel) -> int:
-        """How many segments fit into the pipe now; those with nothing alive take no time, so they take no room."""
-        alive = [ticket for ticket, owner in self._tickets.items() if self._is_alive(ticket, *owner)]
+        """How many segments fit into the pipe now; those with nothing alive take no time, so they take no room.
+
+        What the window does not hold back does not fill it either: it would be full for as long as such a session runs,
+        and all others would wait for its end.
+        """
+        held = [ticket for ticket, (name, _) in self._tickets.items() if not self._unheld(name)]
+        alive = [ticket for ticket in held if self._is_alive(ticket, *self._tickets[ticket])]
         queued = sum(ticket > self._taken for ticket in alive)
-        return min(pipe.window - len(alive), pipe.queue - queued, FLOOD * pipe.window - len(self._tickets))
+        return min(pipe.window - len(alive), pipe.queue - queued, FLOOD * pipe.window - len(held))
+
+    def _unheld(self, name: str) -> bool:
+        """The session's policy keeps count of its segments itself, and is not busy with the prompt any more."""
+        policy = self._policies.get(name)
+        return policy is not None and policy.paced and not policy.session.prefilling
 
     def _is_alive(self, ticket: int, name: str, epoch: int) -> bool:
         session = self._sessions.get(name)
@@ -266,17 +278,18 @@ class Scheduler:
 
         for session in sorted(active, key=rank):
             # A session that has nothing under way keeps a slot: nobody may take the last one from it.
-            policy = self._policies[session.name]
-            free = policy.paced and not session.prefilling
-            if not free and (slots <= 0 or (session.flights and slots <= without)):
+            if not self._unheld(session.name) and (slots <= 0 or (session.flights and slots <= without)):
                 continue
-            draft = policy.next_segment(room)
+            draft = self._policies[session.name].next_segment(room)
             if draft is not None:
                 return session, draft
         return None
 
     def check_integrity(self) -> None:
         """Raise `InvariantViolation` where the books do not agree; for tests, after every event."""
+        for policy in self._policies.values():
+            if isinstance(policy, Continuous):
+                policy.growth.check_integrity()
         for session in self._sessions.values():
             session.check_integrity()
             if session.finished:

@@ -74,6 +74,7 @@ class LevelPolicy(ABC):
         moved, commands = self.session.advance(event.frontier, event.token)
         if moved is not None:
             self.growth.follow(moved)
+            self._chosen = {serial for serial in self._chosen if serial in self.session.tree}
         return moved, commands
 
     @property
@@ -105,7 +106,7 @@ class LevelPolicy(ABC):
         """Chosen tokens that were not sent, best first or level by level, as many as there is room for in the caches;
         any prefix can be sent."""
         tree = self.session.tree
-        if all(tree[serial].sent for serial in self._chosen if serial in tree):
+        if all(tree[serial].sent for serial in self._chosen):
             return []
         waiting = [token for token in tree.waiting(self.session.remaining) if token.serial in self._chosen]
         waiting = waiting[: max(0, MOST_LIVE - tree.sent)]

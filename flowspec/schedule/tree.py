@@ -127,10 +127,10 @@ class DraftTree:
             return ()
         children = list(children)
         if complete and children and above.children:
-            least, named = min(0.0, *(score for _, score in children)), {token for token, _ in children}
+            worst, named = min(0.0, *(score for _, score in children)), {token for token, _ in children}
             for token, serial in above.children.items():
                 if token not in named:
-                    self._revise(self._tokens[serial], min(self._tokens[serial].log_probability, least))
+                    self._revise(self._tokens[serial], min(self._tokens[serial].log_probability, worst))
         joined = []
         enough = -inf if self._shifted else least - above.score
         for token, log_probability in children:
@@ -189,10 +189,11 @@ class DraftTree:
         self._shifted = True
         return Reroot(tuple(passed), root, created, dropped)
 
-    def trim(self, most: int, keep: frozenset[int] = frozenset()) -> int:
-        """Drop the worst leaves that were never sent until at most `most` tokens are left; returns how many went.
+    def trim(self, most: int) -> int:
+        """Drop the worst leaves until at most `most` tokens are left, if so many may go; returns how many went.
 
-        Neither the root nor a token in `keep` (what the drafter is busy with) goes.
+        The root stays, and so does what was sent or given to the drafter: when such a token is guessed again, it has to
+        be the one that is known there, since of two with one parent and one vocabulary id a cache follows the older.
         """
         excess = len(self._tokens) - most
         if excess <= 0:
@@ -202,7 +203,7 @@ class DraftTree:
         while removed < excess and place:
             place -= 1
             worst = ranking[place]  # children before their parents
-            if not (worst.sent or worst.children or worst.serial in keep or worst.serial == self.root):
+            if not (worst.sent or worst.given or worst.children or worst.serial == self.root):
                 del tokens[tokens[worst.parent].children.pop(worst.token)]
                 removed += 1
         self._ranking[place:] = [token for token in ranking[place:] if token.serial in tokens]

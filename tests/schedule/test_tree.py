@@ -74,6 +74,26 @@ def test_trimming_spares_what_was_sent_and_takes_leaves_first() -> None:
     tree.check_integrity()
 
 
+def test_trimming_spares_what_the_drafter_has_and_a_second_guess_is_the_same_token() -> None:
+    tree = DraftTree(0, -1, 1)
+    (had,) = tree.merge(0, [(222, -3.0)])
+    tree[0].given = tree[had].given = True
+    tree.merge(0, [(300 + place, -0.5) for place in range(5)])
+    assert tree.trim(3) == 4
+    assert tree.merge(0, [(222, -0.1)], complete=True) == ()
+    assert tree[0].children[222] == had
+    assert tree.ranking()[1].serial == had
+
+
+def test_a_complete_answer_joins_what_is_above_the_bar_beside_children_that_are_there() -> None:
+    tree = DraftTree(0, -1, 1)
+    (above,) = tree.merge(0, [(7, -2.0)])
+    tree.merge(above, [(8, -0.7)])
+    answer = [(8, -0.7), (9, -1.0), (10, -2.0), (11, -9.0)]
+    joined = tree.merge(above, answer, complete=True, least=-5.0)
+    assert [tree[serial].token for serial in joined] == [9, 10], "11 would have a score of -11"
+
+
 def test_missing_tokens_are_given_parents_first_and_once() -> None:
     tree = small()
     assert [token.serial for token in tree.missing((13, 12))] == [10, 11, 12, 13]
