@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 import traceback
@@ -19,6 +20,7 @@ INTERRUPTED: Final = 130
 INTERNAL: Final = 70
 """EX_SOFTWARE of sysexits.h: a defect of flowspec."""
 DEBUG: Final = "FLOWSPEC_DEBUG"
+FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def debugging() -> bool:
@@ -31,6 +33,7 @@ def run_program(command: Callable[[], object]) -> NoReturn:
     code = INTERNAL
     try:
         command()
+        sys.stdout.flush()
         code = 0
     except FlowspecError as error:
         code = _tell(error, str(error), error.exit_code)
@@ -38,13 +41,24 @@ def run_program(command: Callable[[], object]) -> NoReturn:
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has enough; nothing more may be written when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has enough.
+        _write_no_more()
         code = 1
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}\n  this is a defect of flowspec; {DEBUG}=1 shows where it happened"
-        code = _tell(error, reason, INTERNAL)
+        if isinstance(error, OSError) and error.errno in FULL:
+            _write_no_more()
+            code = _tell(error, f"what was to be written found no room: {error.strerror}", 1)
+        else:
+            reason = (
+                f"{type(error).__name__}: {error}\n  this is a defect of flowspec; {DEBUG}=1 shows where it happened"
+            )
+            code = _tell(error, reason, INTERNAL)
     sys.exit(code)
+
+
+def _write_no_more() -> None:
+    """What is left in the buffer of the output would fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _tell(error: Exception, text: str, code: int) -> int:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +51,18 @@ def test_a_defect_names_itself_and_how_to_see_more(capsys: pytest.CaptureFixture
     assert told.startswith("error: ZeroDivisionError: division by zero\n  this is a defect of flowspec")
     assert DEBUG in told
     assert "Traceback" not in told
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+@pytest.mark.parametrize("printed", ["print('x' * 100_000)", "print('x')"])
+def test_an_output_that_has_no_room_is_no_defect(printed: str) -> None:
+    code = f"from flowspec.program import run_program; run_program(lambda: {printed})"
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "error: what was to be written found no room: No space left on device\n"
 
 
 def test_who_debugs_sees_where_it_happened(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from math import inf
 from typing import Final
 
 from flowspec.bench.pipes import Pipe
@@ -109,6 +110,9 @@ class Matrix:
             raise ConfigurationError(
                 f"{self.new_tokens} new tokens; at least 2 are needed, since speed is counted after the first"
             )
+        for temperature in self.temperatures:
+            if not 0.0 <= temperature < inf:
+                raise ConfigurationError(f"a temperature of {temperature:g}; it must be 0 or more")
         if self.repeats < 1:
             raise ConfigurationError(f"{self.repeats} repeats; a question is asked at least once")
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from flowspec.bench.named_drafter import drafter_section
+from flowspec.bench.undisturbed import UndisturbedClient
 from flowspec.client import Client
+from flowspec.cluster import LocalCluster
 from flowspec.errors import ConfigurationError
 from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 from flowspec.topology import Topology
@@ -38,6 +41,8 @@ class Pipe:
     def __post_init__(self) -> None:
         if self.profile is None and (self.rate_mbit is not None or self.slow_stage != 1.0):
             raise ConfigurationError("link rates and slow stages are emulated: name a profile as well")
+        if not 0.0 < self.slow_stage < inf:
+            raise ConfigurationError(f"a stage cannot be {self.slow_stage:g} times slower", hint="for example 2")
         if self.model == SYNTHETIC_MODEL and self.profile is None:
             raise ConfigurationError("the synthetic model takes no time of its own: name a profile as well")
 
@@ -80,16 +85,14 @@ class Pipe:
 
 
 @asynccontextmanager
-async def open_pipe(pipe: Pipe, drafter: str) -> AsyncIterator[Client]:
+async def open_pipe(pipe: Pipe, drafter: str) -> AsyncIterator[Client | UndisturbedClient]:
     """A client of the pipe, whose processes live as long as the block does."""
     if pipe.address is not None:
         async with Client(pipe.address) as client:
             yield client
         return
-    from flowspec.cluster import LocalCluster
-
     async with LocalCluster(topology=pipe.topology(drafter)) as cluster, cluster.client() as client:
-        yield client
+        yield UndisturbedClient(client, cluster)
 
 
 async def running_pipe(address: str) -> tuple[Pipe, str]:

@@ -44,8 +44,13 @@ def read_set(named: str, *, first: int = 0, last: int | None = None) -> Question
     """The questions at places `first` to `last`, from 0 and both included, of an own set or of the file `named`."""
     path = FOLDER / f"{named}.jsonl" if named in OWN_SETS else Path(named)
     questions = _read(path, named)
+    if not questions:
+        raise ConfigurationError(f"{named} has no questions", hint="it is to hold a JSON object a line, with `turns`")
     if first < 0 or (last is not None and last < first):
-        raise ConfigurationError(f"questions {first} to {last} of {named}: there is no such range")
+        until = "the end" if last is None else last
+        raise ConfigurationError(
+            f"questions {first} to {until} of {named}: there is no such range", hint="places are counted from 0"
+        )
     chosen = questions[first : None if last is None else last + 1]
     if not chosen:
         raise ConfigurationError(

@@ -193,6 +193,8 @@ def run_campaign(matrix: Matrix, output: Path, *, quiet: bool = False) -> list[R
     records = run(campaign.run())
     for reason in campaign.skipped:
         tell(f"skipped: {reason}")
+    if not records:
+        raise ConfigurationError("nothing was measured: every question is over a limit of the pipe", hint="see above")
     tell(f"written to {output}")
     if not quiet:
         show_report(records, Console(width=WIDTH, highlight=False))

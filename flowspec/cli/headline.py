@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +36,9 @@ def headline(
     quick: Annotated[bool, typer.Option("--quick", help="About 3 minutes in place of 15; nothing is swept.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON object and nothing else.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Take up the runs that the file holds.")] = False,
-    output: Output = Path("build/headline.jsonl"),
+    output: Annotated[
+        Path, typer.Option(metavar="FILE", help="The runs, a JSON object a line; older ones are set aside.")
+    ] = Path("build/headline.jsonl"),
 ) -> None:
     """Measure what flowspec promises, on emulated devices.
 
@@ -49,7 +53,7 @@ def headline(
     from flowspec.runtime.loop import run
 
     if not resume:
-        remove(output)
+        set_aside(output, tell)
     values, _ = run(measure(QUICK if quick else FULL, output, open_pipe, WholeModelJudge(), tell))
     if not as_json:
         print("\n".join(lines_of(values, WIDTH)))
@@ -115,10 +119,19 @@ def _compared(matrix: Any, output: Path, *, quiet: bool) -> dict[str, Any]:
     return values
 
 
-def remove(path: Path) -> None:
-    """Make room for new runs; a file that holds anything but runs is left alone, with an error."""
+def set_aside(path: Path, tell: Callable[[str], None]) -> None:
+    """Make room for new runs: those that the file holds get a name of their own beside it.
+
+    A file that holds anything else is left alone, with an error.
+    """
     from flowspec.bench.records import read_records
 
-    if path.exists():
-        read_records(path)
-        path.unlink()
+    if not path.exists() or not (found := read_records(path)):
+        return
+    names = (path.with_name(f"{path.stem}.{number}{path.suffix}") for number in count(1))
+    kept = next(name for name in names if not name.exists())
+    try:
+        path.rename(kept)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be renamed: {error.strerror or error}", hint="see --output") from None
+    tell(f"the {len(found)} runs that were in {path} are in {kept} now; --resume takes up those of an interrupted run")

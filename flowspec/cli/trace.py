@@ -90,14 +90,23 @@ def _print_nodes(console: Console, found: Summary) -> None:
 
 
 def _print_waits(console: Console, found: Summary) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     stages = found.nodes[1:]
     causes = list(dict.fromkeys(cause for node in stages for cause in node.waits))
-    table = Table(title="idle: what the stages waited for", title_justify="left", width=WIDTH)
+    # With lines between the columns the names of all causes would not fit.
+    table = Table(
+        title="idle: what the stages waited for",
+        title_justify="left",
+        width=WIDTH,
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("node")
     for cause in causes:
-        table.add_column(cause, justify="right")
+        table.add_column(cause, justify="right", no_wrap=True)
     for node in stages:
         table.add_row(node.node, *(f"{node.waits.get(cause, 0.0):.1%}" for cause in causes))
     console.print(table)

@@ -158,7 +158,12 @@ def check_writable(path: str | Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a directory")
-        handle, trial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        if _is_special(path):
+            if not os.access(path, os.W_OK):
+                raise PermissionError(13, "permission denied")
+            return
+        target = path.resolve()
+        handle, trial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         os.close(handle)
         os.unlink(trial)
     except OSError as error:
@@ -172,9 +177,22 @@ def _unwritable(path: Path, error: OSError) -> ConfigurationError:
     )
 
 
+def _is_special(path: Path) -> bool:
+    """There is something, and it is no plain file."""
+    return path.exists() and not path.is_file()
+
+
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` when it is complete, so that nobody ever reads half a trace."""
+    """A file that takes the place of `path` when it is complete, so that nobody ever reads half a trace.
+
+    A device or a pipe is written to as it is, and a link is followed.
+    """
+    if _is_special(path):
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    path = path.resolve()
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ import pytest
 from flowspec.bench.matrix import Contender
 from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import Log, read_all, read_records
-from flowspec.cli.headline import remove
+from flowspec.cli.headline import set_aside
 from flowspec.errors import ConfigurationError, LimitExceeded, PipelineError
 from tests.bench.fake_runs import PLACE, SPEEDS, FakeClient, FakeJudge, campaign, matrix, questions, same_text
 
@@ -170,10 +170,24 @@ def test_a_file_that_holds_no_runs_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious.json"
     for text in ('{"precious": 1}', "notes", '{"model": "x"}\nnotes'):
         path.write_text(text)
-        for use in (Log, remove):
-            with pytest.raises(ConfigurationError, match=r"precious\.json:"):
-                use(path)
+        with pytest.raises(ConfigurationError, match=r"precious\.json:"):
+            Log(path)
+        with pytest.raises(ConfigurationError, match=r"precious\.json:"):
+            set_aside(path, print)
         assert path.read_text() == text
+
+
+async def test_runs_that_are_to_be_made_again_are_kept_beside_them(tmp_path: Path) -> None:
+    path, told = tmp_path / "runs.jsonl", []
+    for number in (1, 2):
+        await campaign(FakeClient(), path).run()
+        text = path.read_text()
+        set_aside(path, told.append)
+        assert not path.exists()
+        assert (tmp_path / f"runs.{number}.jsonl").read_text() == text
+    set_aside(path, told.append)
+    assert len(told) == 2
+    assert "9 runs" in told[0]
 
 
 async def test_a_run_without_a_figure_is_told(tmp_path: Path) -> None:

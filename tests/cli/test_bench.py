@@ -14,6 +14,7 @@ from flowspec.bench.pipes import Pipe
 from flowspec.bench.records import read_records
 from flowspec.cli.headline import BEST_DRAFTER
 from flowspec.cli.many import spread
+from flowspec.errors import LimitExceeded
 from tests.bench.fake_runs import FakeClient, campaign
 from tests.cli.running import run_main
 
@@ -63,6 +64,11 @@ def test_what_follows_a_repeated_option_are_further_values_of_it() -> None:
         (("--connect", "127.0.0.1:1", "--model", "demo"), "--model cannot be given with --connect"),
         (("--tokens-per-round", "5"), "give --model synthetic"),
         (("--model", "synthetic", "--profiles", "paper-7b", "--tokens-per-round", "0"), "tokens_per_round"),
+        (("--profiles", "paper-7b", "--slow-stage", "0"), "cannot be 0 times slower"),
+        (("--profiles", "paper-7b", "--slow-stage", "nan"), "cannot be nan times slower"),
+        (("--temperatures", "-1"), "a temperature of -1"),
+        (("--temperatures", "nan"), "a temperature of nan"),
+        (("--first", "-1"), "questions -1 to the end of code"),
         (("--stages", "inf"), "--stages: inf is no whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
@@ -139,6 +145,21 @@ def test_a_campaign_over_a_pipe_ends_in_a_report(
     assert len(read_records(output)) == 2 * 2 * 2 * 2
     assert client.opened == [(Pipe(), "auto")]
     assert "temperature 1" in out
+
+
+def test_a_campaign_that_measured_nothing_is_an_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_long(prompt: str, options: dict[str, object]) -> tuple[int, ...]:
+        if "seed" in options:
+            raise LimitExceeded("limits.max_new_tokens", 20_000, 4096)
+        return (1,) * 4
+
+    monkeypatch.setattr("flowspec.bench.pipes.open_pipe", FakeClient(too_long).open)
+    asked = ["--policies", "flowspec", "--prompts", "code", "--tokens", "20000"]
+    code, out, err = run_main(capsys, "bench", "run", *asked, "--output", str(tmp_path / "runs.jsonl"))
+    assert (code, out) == (2, "")
+    assert "nothing was measured" in err
 
 
 def test_the_demo_campaign_ends_in_one_json_object(

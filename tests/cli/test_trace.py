@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from flowspec.planning.simulator import simulate
+from flowspec.tracing.spans import CAUSES
 from flowspec.tracing.summary import summarise
 from flowspec.tracing.trace import Trace
 from tests.checkpoints import write_checkpoint
 from tests.cli.running import run_main
+from tests.planning.pipes import LANGUAGE, even
 from tests.tracing.made import made
 
 
@@ -75,3 +78,17 @@ def test_generate_writes_what_its_processes_did(capsys: pytest.CaptureFixture[st
     assert trace.metadata["incomplete"] == []
     assert summarise(trace).output_tokens == len(json.loads(out)["token_ids"]) == 16
     assert trace.metadata["requests"][0]["seed"] == json.loads(out)["seed"]
+
+
+def test_the_names_of_all_causes_fit_eighty_columns(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    result = simulate(even(12), "flowspec", language=LANGUAGE, tokens=20, trace=True)
+    assert result.trace is not None
+    result.trace.write(tmp_path / "trace.json")
+    code, out, err = run_main(capsys, "trace", "summary", str(tmp_path / "trace.json"))
+    assert code == 0, err
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert all(f" {cause}" in out for cause in CAUSES)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -123,6 +125,22 @@ def test_a_place_that_cannot_be_written_to_is_known_before(tmp_path: Path) -> No
             made().write(path)
     check_writable(tmp_path / "trace.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_followed_and_what_is_no_plain_file_is_written_to_as_it_is(file: Path, tmp_path: Path) -> None:
+    elsewhere, link, pipe = tmp_path / "elsewhere.json", tmp_path / "link.json", tmp_path / "pipe"
+    link.symlink_to(elsewhere)
+    check_writable(link)
+    made().write(link)
+    assert link.is_symlink()
+    assert elsewhere.read_text() == file.read_text()
+    os.mkfifo(pipe)
+    check_writable(pipe)
+    with ThreadPoolExecutor() as reader:
+        came = reader.submit(pipe.read_text)
+        made().write(pipe)
+        assert came.result(30) == file.read_text()
+    assert pipe.is_fifo()
 
 
 def test_a_write_that_fails_leaves_what_was_there(file: Path) -> None:
