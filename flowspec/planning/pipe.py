@@ -135,4 +135,6 @@ class SimulatedPipe:
         hidden = [TYPICAL_TOKENS * link.token_bytes / link.rate if link.rate else 0.0 for link in self.links]
         hidden[0] = hidden[-1] = 0.0
         shared = ((self.cores, tuple(range(len(curves))), curves),) if self.cores else ()
-        return PipeProfile(curves, tuple(probe + busy for busy in hidden), shared, bool(self.cores))
+        return PipeProfile(
+            curves, tuple(probe + busy for busy in hidden), shared, bool(self.cores), carrying=tuple(hidden)
+        )

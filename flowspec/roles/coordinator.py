@@ -291,9 +291,8 @@ class Coordinator(Node):
 
     def _pipe_changed(self, ready: bool) -> None:
         if ready:
-            self.apply(
-                PipeMeasured(self.handshake.profile(self._watch.link_seconds(self.hidden_bytes), host_identity()))
-            )
+            links, carrying = self._watch.link_seconds(self.hidden_bytes)
+            self.apply(PipeMeasured(self.handshake.profile(links, carrying, host_identity())))
             self.apply(PipeRestored())
         self._progress("ready" if ready else "waiting", 0, 0)
 

@@ -177,8 +177,8 @@ class Handshake:
     def status(self) -> tuple[NodeStatus, ...]:
         return tuple(_status(peer) for peer in self.peers.values())
 
-    def profile(self, links: tuple[float, ...], host: str) -> PipeProfile:
-        """The pipe as measured by its nodes; `host` is the coordinator's own machine."""
+    def profile(self, links: tuple[float, ...], carrying: tuple[float, ...], host: str) -> PipeProfile:
+        """The pipe as measured by its nodes; `links` and `carrying` are a `PipeProfile`'s, `host` is this machine."""
         hellos = [peer.hello for peer in self.peers.values() if peer.hello is not None]
         machines: dict[str, list[int]] = {}
         for index, hello in enumerate(hellos):
@@ -193,6 +193,7 @@ class Handshake:
             links=links,
             shared=shared,
             drafter_shares=host in machines,
+            carrying=carrying,
         )
 
     def on_other_machines(self, host: str) -> tuple[str, ...]:

@@ -204,20 +204,21 @@ class PipeWatch:
                 hint="are these nodes running, and do host and port in their topology agree with this one?",
             ) from None
 
-    def link_seconds(self, token_bytes: int) -> tuple[float, ...]:
-        """Per hop, coordinator to stage 1 first and tail to coordinator last: seconds for a typical segment."""
+    def link_seconds(self, token_bytes: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Per hop, coordinator to stage 1 first and tail to coordinator last: seconds for a typical segment, and the
+        part of them for which it takes the link."""
         hops = len(self._topology.stages) + 1
         measured = min(self._round_trips, default=0.0) / hops
         names = [self._topology.draft_node.name, *(stage.name for stage in self._topology.stages)]
-        times = []
+        carrying = []
         for sender, receiver in zip(names, [*names[1:], names[0]], strict=True):
             link = self._topology.link_emulation(sender, receiver)
             carries_hidden = sender != names[0] and receiver != names[0]
             busy = 0.0
             if link is not None and link.rate is not None and carries_hidden:
                 busy = TYPICAL_TOKENS * (link.bytes_per_token or token_bytes) / link.rate
-            times.append(measured + busy)
-        return tuple(times)
+            carrying.append(busy)
+        return tuple(measured + busy for busy in carrying), tuple(carrying)
 
     def moved(self) -> None:
         """A segment was sent or came back."""

@@ -38,6 +38,8 @@ class PipeProfile:
     """Machines that hold several nodes: (cores, indices of their stages, their work curves without emulation)."""
     drafter_shares: bool = False
     """The coordinator's drafter computes on one of these machines too."""
+    carrying: tuple[float, ...] = ()
+    """Per hop the part of `links` for which such a segment takes the link, so that no other can leave; () for none."""
 
     def stage_time(self, stage: int, tokens: int) -> float:
         return interpolate(self.stages[stage], tokens)

@@ -2,18 +2,19 @@
 
 Pure arithmetic over a `PipeProfile`; knows no session, no policy and no clock.
 
-    bottleneck(n)  seconds between two segments of n tokens in a full pipe: the slowest stage, the slowest link, or
-                   the machine whose stages together have most work per core
+    bottleneck(n)  seconds between two segments of n tokens in a full pipe: the slowest stage, the link that is taken
+                   longest, or the machine whose stages together have most work per core
     round_trip(n)  seconds from sending a segment of n tokens into an empty pipe to its return
     contended      the work of nodes that share a machine's cores, not a stage's own time, is what limits the pipe
     window         segments in flight that keep the bottleneck busy: round trip / bottleneck, to the nearest whole
-                   number; at most stages + 2. Not one more: it would wait in front of the bottleneck and be in the way
-                   when the next verdict comes, and the segment that is chosen after that verdict is worth more. Fewer
-                   for one session alone where stage 1 is the bottleneck (`SPACING`). In a contended pipe at most as
-                   many as there are cores beside the drafter's: more would slow each other down
+                   number, with segments on long links as well as in stages. Not one more: it would wait in front of the
+                   bottleneck and be in the way when the next verdict comes, and the segment that is chosen after that
+                   verdict is worth more. Fewer for one session alone where stage 1 is the bottleneck (`SPACING`). In a
+                   contended pipe at most as many as there are cores beside the drafter's: more would slow each other
+                   down
     segment(n)     seconds that a segment of n tokens costs when the window is full: what it must be worth
-    queue          segments that stage 1 has not begun: one, or two where the way there and back takes longer than its
-                   forward
+    queue          segments that stage 1 has not begun: as many as it can compute while one is on the way there and the
+                   news of it on the way back, at least one
     slack(n)       how long the next segment may be put off while stage 1 computes one of n tokens
 """
 
@@ -53,6 +54,12 @@ UNPUNCTUAL_SECONDS = 0.001
 """A segment that should arrive when stage 1 becomes free is meant to arrive that much earlier: a share of the time for
 which the stage is busy, and a time for software. A stage that waits loses more than a choice that is made earlier."""
 
+SOFTWARE_SECONDS = 0.001
+"""A segment takes no less of a node's time, however fast its device is."""
+
+MOST_IN_FLIGHT = 32
+"""Segments of a window, however long the links are."""
+
 PREFILL_SIZES = (16, 32, 64, 96, 128)
 
 
@@ -71,7 +78,7 @@ class PipeModel:
         shared = [
             sum(interpolate(curve, tokens) for curve in curves) / max(1, cores) for cores, _, curves in profile.shared
         ]
-        return max(profile.slowest(tokens), *profile.links, *shared, 1e-9)
+        return max(profile.slowest(tokens), *profile.carrying, *shared, 1e-9)
 
     def round_trip(self, tokens: int) -> float:
         return sum(self.profile.stage_time(i, tokens) for i in range(self.stages)) + sum(self.profile.links)
@@ -99,11 +106,11 @@ class PipeModel:
 
     @cached_property
     def window(self) -> int:
-        ratio = self.round_trip(TYPICAL_TOKENS) / self.bottleneck(TYPICAL_TOKENS)
+        ratio = self.round_trip(TYPICAL_TOKENS) / max(self.bottleneck(TYPICAL_TOKENS), SOFTWARE_SECONDS)
         wanted = ceil(ratio - ROUNDING)
         if self._spaced:
             wanted = max(min(2, wanted), ceil((ratio - LEEWAY) / SPACING))
-        most = self.stages + 2
+        most = MOST_IN_FLIGHT
         if self._scarce_cores is not None:
             most = min(most, max(1, self._scarce_cores - self.profile.drafter_shares))
         return max(1, min(wanted, most))
@@ -119,7 +126,8 @@ class PipeModel:
 
     @cached_property
     def queue(self) -> int:
-        return 2 if self._way > self.profile.stage_time(0, TYPICAL_TOKENS) else 1
+        forward = max(self.profile.stage_time(0, TYPICAL_TOKENS), SOFTWARE_SECONDS)
+        return min(max(1, ceil(self._way / forward)), MOST_IN_FLIGHT)
 
     @property
     def _way(self) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from flowspec.schedule.events import PipeProfile
-from flowspec.schedule.window import PUNCTUAL, UNPUNCTUAL_SECONDS, PipeModel
+from flowspec.schedule.window import MOST_IN_FLIGHT, PUNCTUAL, UNPUNCTUAL_SECONDS, PipeModel
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -27,7 +27,9 @@ def pipe(*stages: float, link: float = 0.0, cores: int | None = None) -> PipeMod
         (pipe(0.002, 0.002, 0.002, 0.002, cores=3), 2),
         (pipe(0.06, 0.06, 0.06, 0.24), 2),
         (pipe(0.01), 1),
-        (pipe(0.015, 0.015, link=0.5), 3),
+        (pipe(0.015, 0.015, link=0.03), 8),
+        (pipe(0.015, 0.015, link=0.5), MOST_IN_FLIGHT),
+        (pipe(0.0001, 0.0001, link=0.001), 3),
     ],
     ids=[
         "own cores",
@@ -36,7 +38,9 @@ def pipe(*stages: float, link: float = 0.0, cores: int | None = None) -> PipeMod
         "more shared cores",
         "one slow stage",
         "one stage",
-        "links only",
+        "long links",
+        "nothing but links",
+        "no stage is faster than its software",
     ],
 )
 def test_the_window_is_what_keeps_the_bottleneck_busy(model: PipeModel, window: int) -> None:
@@ -59,7 +63,7 @@ def alone(model: PipeModel) -> PipeModel:
         (pipe(0.12, 0.06, link=0.004), 2, 2),
         (pipe(0.06), 1, 1),
         (pipe(0.002, 0.002, 0.002, 0.002, cores=3), 2, 2),
-        (pipe(0.015, 0.015, 0.015, 0.015, link=0.2), 5, 5),
+        (pipe(0.015, 0.015, 0.015, 0.015, link=0.03), 14, 11),
     ],
     ids=[
         "no links",
@@ -71,7 +75,7 @@ def alone(model: PipeModel) -> PipeModel:
         "never one for one and a half",
         "one stage",
         "shared cores",
-        "links only",
+        "long links",
     ],
 )
 def test_one_session_alone_leaves_a_first_stage_that_is_the_bottleneck_idle_now_and_then(
@@ -87,17 +91,16 @@ def test_a_stage_that_is_paid_by_the_token_is_kept_busy_for_one_session_too() ->
     assert alone(model).window == model.window == 4
 
 
-def test_the_window_never_exceeds_stages_and_two() -> None:
-    assert pipe(0.015, 0.015, 0.015, 0.015, link=0.014).window == 6
-
-
 def test_stages_that_share_cores_are_as_slow_as_their_work_together() -> None:
     assert pipe(0.002, 0.002, 0.002, 0.002, cores=2).bottleneck(8) == pytest.approx(0.004)
     assert pipe(0.002, 0.002, 0.002, 0.002).bottleneck(8) == pytest.approx(0.002)
 
 
-def test_a_slow_link_is_a_bottleneck_too() -> None:
-    assert pipe(0.002, 0.002, link=0.01).bottleneck(8) == pytest.approx(0.01)
+def test_a_link_is_a_bottleneck_as_far_as_it_is_taken_and_not_for_being_long() -> None:
+    curves = (flat(0.002),) * 2
+    model = PipeModel(PipeProfile(curves, (0.01,) * 3, carrying=(0.0, 0.004, 0.0)))
+    assert model.bottleneck(8) == pytest.approx(0.004)
+    assert pipe(0.002, 0.002, link=0.01).bottleneck(8) == pytest.approx(0.002)
 
 
 def test_nodes_with_a_core_each_do_not_contend() -> None:
@@ -106,9 +109,11 @@ def test_nodes_with_a_core_each_do_not_contend() -> None:
     assert pipe(0.002, 0.002, cores=2).contended
 
 
-def test_two_segments_queue_at_stage_one_only_when_credit_takes_longer_than_a_forward() -> None:
+def test_more_than_one_segment_queues_at_stage_one_only_when_credit_takes_longer_than_a_forward() -> None:
     assert pipe(0.06, link=0.002).queue == 1
     assert pipe(0.06, link=0.04).queue == 2
+    assert pipe(0.06, link=0.1).queue == 4
+    assert pipe(0.0001, link=1.0).queue == MOST_IN_FLIGHT
 
 
 def test_prompts_go_in_chunks_that_keep_all_stages_busy() -> None:
