@@ -5,6 +5,7 @@ Asked by `flowspec plan`. Loads at most one layer, and only where it is told to 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from flowspec.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from flowspec.model.curve import Timing
     from flowspec.model.weights import Checkpoint
     from flowspec.planning.division import Device, ModelSizes
     from flowspec.planning.pipe import Curve, DraftTime, LinkTime
@@ -30,12 +32,14 @@ CONTEXT = 4096
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """`devices` in pipe order, the draft node first; `assumed` says in words what nobody told."""
+    """`devices` in pipe order, the draft node first; `assumed` says in words what nobody told, `uncertain` what was
+    measured and may be wrong."""
 
     devices: tuple[Device, ...]
     model: ModelSizes
     links: Callable[[str, str], LinkTime]
     assumed: tuple[str, ...]
+    uncertain: tuple[str, ...] = ()
 
 
 def take_inventory(topology: Topology, *, measure: bool, latency: float | None, rate: float | None) -> Inventory:
@@ -56,7 +60,14 @@ def take_inventory(topology: Topology, *, measure: bool, latency: float | None, 
     devices = _devices(topology, profile, model, here)
     if here is not None and len({canonical_host(node.host) for node in topology.nodes}) < len(topology.nodes):
         assumed.append("a machine of its own for every node, though some share one here: those will be slower")
-    return Inventory(devices, model, _links(topology, token_bytes, latency, rate, assumed), tuple(assumed))
+    uncertain: list[str] = []
+    if here is not None and here.spread is not None:
+        uncertain.append(
+            f"this machine was busy while a layer was measured: it took up to {here.spread:.0f} times as long as it "
+            "needs; measure again when nothing else runs here"
+        )
+    links = _links(topology, token_bytes, latency, rate, assumed)
+    return Inventory(devices, model, links, tuple(assumed), tuple(uncertain))
 
 
 # ---- the model -------------------------------------------------------------------------------------------------------
@@ -68,6 +79,8 @@ class Measured:
 
     layer: Curve
     draft: DraftTime
+    spread: float | None = None
+    """How many times as long as it needs the layer took, where repetitions disagree; None where they agree."""
 
 
 def _sizes_of_profile(profile: Profile, context: int) -> ModelSizes:
@@ -113,23 +126,25 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
     )
     here = None
     if measure:
-        layer = _measure_layer(checkpoint, topology)
+        timing = _measure_layer(checkpoint, topology)
+        layer = tuple(zip(timing.tokens, timing.seconds, strict=True))
         work = plan.weights / (typical * narrow)
         one, two = layer[0][1], layer[1][1]
-        here = Measured(layer, DraftTime(work * one, work * max(0.0, two - one) / (layer[1][0] - layer[0][0])))
+        step = DraftTime(work * one, work * max(0.0, two - one) / (layer[1][0] - layer[0][0]))
+        here = Measured(layer, step, None if timing.certain else timing.spread)
     return model, checkpoint.hidden_size * size, here
 
 
-def _measure_layer(checkpoint: Checkpoint, topology: Topology) -> Curve:
-    """The time curve of one layer in the middle, on this machine."""
+def _measure_layer(checkpoint: Checkpoint, topology: Topology) -> Timing:
+    """What one layer in the middle takes on this machine, with as many threads as the stage would have here."""
     from flowspec.model.block import LayerBlock
-    from flowspec.model.curve import measure
+    from flowspec.model.curve import measure_apart
 
     middle = checkpoint.layer_count // 2
     node = topology.stages[0]
     block = LayerBlock.load(checkpoint, middle, middle + 1, dtype=node.dtype, device=node.device)
-    tokens, seconds = measure(block)
-    return tuple(zip(tokens, seconds, strict=True))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return measure_apart(block, topology.thread_count(node.name, cores))
 
 
 # ---- the devices -----------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from flowspec.cli.inventory import Inventory
     from flowspec.planning.planner import Candidate, Plan
+    from flowspec.schedule.options import PolicyOptions
     from flowspec.topology import Topology
 
 WIDTH = 80
@@ -44,16 +46,19 @@ def plan(
     from flowspec.planning.estimate import Workload
     from flowspec.planning.language import SyntheticLanguage
     from flowspec.schedule.continuous import ContinuousSettings
+    from flowspec.schedule.options import read_options, written_options
     from flowspec.synthetic.calibration import quality_for
     from flowspec.topology import Topology
 
     if tokens < 2:
         raise ConfigurationError(f"tokens is {tokens}; it must be 2 or more")
     if latency is not None and not 0.0 <= latency < inf:
-        raise ConfigurationError(f"latency is {latency:g} ms; it must be 0 or more")
+        raise ConfigurationError(f"latency is {latency:g} ms; it must be finite, and 0 or more")
     if rate is not None and not 0.0 < rate < inf:
-        raise ConfigurationError(f"rate is {rate:g} Mbit/s; it must be more than 0")
+        raise ConfigurationError(f"rate is {rate:g} Mbit/s; it must be finite, and more than 0")
     loaded = Topology.load(topology)
+    written = written_options(loaded.policy, loaded.policy_options)
+    options: dict[str, PolicyOptions] = {loaded.policy: read_options(loaded.policy, written)}
     known = take_inventory(
         loaded,
         measure=measure,
@@ -67,7 +72,10 @@ def plan(
         settings=ContinuousSettings.with_width(loaded.drafter.width),
     )
     drafter = loaded.draft_node.name if keep_drafter else None
-    found = planner.plan(known.devices, known.model, known.links, workload, drafter=drafter)
+    found = planner.plan(known.devices, known.model, known.links, workload, drafter=drafter, options=options)
+    if loaded.policy_options and loaded.policy not in planner.PLANNED:
+        words = f"the usual options of {' and '.join(planner.PLANNED)}: policy_options are for {loaded.policy}"
+        known = replace(known, assumed=(*known.assumed, words))
     if as_json:
         print(json.dumps(_values(loaded, known, found)), flush=True)
         return
@@ -77,6 +85,7 @@ def plan(
 def _values(topology: Topology, known: Inventory, found: Plan) -> dict[str, Any]:
     return {
         "assumed": list(known.assumed),
+        "uncertain": list(known.uncertain),
         "chosen": _candidate_values(found.chosen),
         "alternatives": [_candidate_values(each) for each in found.candidates[1:]],
         "fragment": fragment(topology, found.chosen),
@@ -103,7 +112,8 @@ def _candidate_values(candidate: Candidate) -> dict[str, Any]:
 
 
 def fragment(topology: Topology, chosen: Candidate) -> str:
-    """The `nodes` of the topology as the plan has them, in YAML; nodes that it leaves out are left out."""
+    """`policy` and `nodes` of the topology as the plan has them, in YAML; nodes that it leaves out are left out. So are
+    options of another policy, which the plan's would refuse."""
     from flowspec.topology.document import write_document
     from flowspec.topology.sections import show_layers
 
@@ -112,7 +122,10 @@ def fragment(topology: Topology, chosen: Candidate) -> str:
     nodes[0].pop("layers", None)
     for stage in chosen.stages:
         nodes.append({**written[stage.device.name], "role": "stage", "layers": show_layers((stage.first, stage.end))})
-    return write_document({"policy": chosen.best.policy, "nodes": nodes})
+    policy: dict[str, Any] = {"policy": chosen.best.policy}
+    if topology.policy_options and topology.policy != chosen.best.policy:
+        policy["policy_options"] = {}
+    return write_document({**policy, "nodes": nodes})
 
 
 # ---- on a terminal ---------------------------------------------------------------------------------------------------
@@ -128,6 +141,8 @@ def _print(topology: Topology, known: Inventory, found: Plan) -> None:
     console.print(f"{best.policy}: {best.tokens_per_second:.1f} tokens/s predicted; bottleneck: {chosen.bottleneck}")
     for words in known.assumed:
         console.print(f"assumed: {words}")
+    for words in known.uncertain:
+        console.print(f"uncertain: {words}")
     _print_alternatives(console, found)
     _print_advice(console, topology, found)
     console.print("\nfor the topology file:\n")
@@ -155,7 +170,7 @@ def _print_nodes(console: Console, known: Inventory, chosen: Candidate) -> None:
     from rich.table import Table
 
     from flowspec.cli.render import size
-    from flowspec.planning.division import TYPICAL_TOKENS
+    from flowspec.schedule.window import TYPICAL_TOKENS
     from flowspec.topology.sections import show_layers
 
     table = Table(title=f"plan: {known.model.layers} layers", title_justify="left", width=WIDTH)

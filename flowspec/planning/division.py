@@ -1,7 +1,7 @@
 """Which layers go to which device: the slowest stage as fast as can be, and nobody with more than its memory holds.
 
 Pure arithmetic over devices in pipe order. A device without any layer is not part of the answer: who takes part is
-decided elsewhere.
+decided elsewhere. Stages are balanced for the segments for which the scheduler computes its windows (`TYPICAL_TOKENS`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from math import inf
 from flowspec.errors import ConfigurationError
 from flowspec.planning.pipe import Curve, DraftTime
 from flowspec.schedule.events import interpolate
+from flowspec.schedule.window import TYPICAL_TOKENS
 
-TYPICAL_TOKENS = 16
-"""Tokens of the segments for which stages are balanced."""
+UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,12 @@ class Device:
 
     @property
     def seconds(self) -> float:
-        """Of one layer for a typical segment."""
+        """Of one layer for a typical segment; infinite where nobody knows it, so that it can only draft."""
         return interpolate(self.layer, TYPICAL_TOKENS)
+
+    def holds(self, size: int) -> bool:
+        """There is memory for so many bytes."""
+        return self.memory is None or size <= self.memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +149,22 @@ def _best(costs: _Costs, limit: float, *, bottleneck: bool) -> tuple[float, Rang
     return reached[-1][layers][0], tuple(reversed(ranges))
 
 
-def too_small(devices: Sequence[Device], model: ModelSizes) -> ConfigurationError:
-    """What to say where no division fits."""
-    memory = sum(device.memory or 0 for device in devices)
-    largest = max(model.bytes)
+def too_small(stages: Sequence[Device], model: ModelSizes, draft: Device) -> ConfigurationError:
+    """What to say where no division fits on `stages`, all that there are beside `draft`. Each of them has a limit: one
+    without would hold everything."""
+    memory = sum(device.memory or 0 for device in stages)
+    whose = f"{stages[0].name} has" if len(stages) == 1 else f"the {len(stages)} devices that may be stages have"
+    enough = ", but no division into whole layers fits" if memory >= model.total_bytes else ""
     return ConfigurationError(
-        f"the model needs {model.total_bytes / 1e9:.2f} GB, {largest / 1e9:.2f} GB for a single layer; "
-        f"the {len(devices)} devices have {memory / 1e9:.2f} GB",
+        f"the model needs {shown(model.total_bytes)}, {shown(max(model.bytes))} for a single layer; "
+        f"beside {draft.name}, which drafts, {whose} {shown(memory)}{enough}",
         hint="add devices, choose a smaller dtype or a shorter context (limits.context)",
     )
+
+
+def shown(size: int) -> str:
+    """Bytes for people: GB, or a smaller unit where two decimals of GB would say too little."""
+    for unit, count in UNITS:
+        if size >= 0.1 * count:
+            return f"{size / count:.2f} {unit}"
+    return f"{size} bytes"

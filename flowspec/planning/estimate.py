@@ -18,6 +18,9 @@ from flowspec.schedule.options import PolicyOptions
 APART = 1000
 """Between the seeds of two runs: more than a run has sessions."""
 
+MOST_STAGES = 256
+"""Of a pipe whose length is asked for."""
+
 
 def texts(language: SyntheticLanguage, runs: int) -> tuple[SyntheticLanguage, ...]:
     """`runs` texts that have nothing in common, the first being that of `language`."""
@@ -39,6 +42,12 @@ class Workload:
     @classmethod
     def synthetic(cls, language: SyntheticLanguage, runs: int, **more: Any) -> Workload:
         return cls(texts(language, runs), **more)
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Tokens that each session of each run writes: those of a language that has fewer than `tokens` end before."""
+        openings = [language.opening(session) for language in self.languages for session in range(self.sessions)]
+        return tuple(self.tokens if each is None else min(self.tokens, each.length) for each in openings)
 
     def run(
         self,
@@ -122,22 +131,37 @@ def estimate(pipe: SimulatedPipe, policy: str, workload: Workload, options: Poli
 
 
 def with_stages(pipe: SimulatedPipe, stages: int) -> SimulatedPipe:
-    """So many stages that each take the time of the first: a deeper model, or a shallower one."""
-    between = pipe.links[1] if len(pipe.stages) > 1 else pipe.links[0]
-    return SimulatedPipe(
-        pipe.stages[:1] * stages,
-        (pipe.links[0], *(between,) * (stages - 1), pipe.links[-1]),
-        pipe.draft,
-        pipe.cores,
-    )
+    """So many stages that each take the time that every stage of `pipe` takes: a deeper model, or a shallower one.
+
+    `ConfigurationError` where the stages of `pipe` differ: nobody knows how long another one would take.
+    """
+    if any(stage.curve != pipe.stages[0].curve for stage in pipe.stages):
+        raise ConfigurationError(
+            "stages of different times cannot be swept",
+            hint="sweep `split`, which divides the whole model evenly, or give --profile in place of the topology",
+        )
+    return _of_stages(pipe, pipe.stages[0], stages)
 
 
 def with_split(pipe: SimulatedPipe, stages: int) -> SimulatedPipe:
-    """The same model over so many stages: together they take the time that the stages of `pipe` take together."""
-    share = len(pipe.stages) / stages
-    first = pipe.stages[0]
-    thinner = replace(first.slower(share), layers=max(1, round(first.layers * share)))
-    return with_stages(replace(pipe, stages=(thinner, *pipe.stages[1:])), stages)
+    """The same model over so many stages alike: together they take the time that the stages of `pipe` take together."""
+    points = sorted({tokens for stage in pipe.stages for tokens, _ in stage.curve})
+    # Linear between its points is what a sum of such curves is between the points of all of them.
+    curve = tuple((tokens, sum(stage.of(tokens) for stage in pipe.stages) / stages) for tokens in points)
+    layers = sum(stage.layers for stage in pipe.stages)
+    return _of_stages(pipe, StageTime(curve, max(1, round(layers / stages))), stages)
+
+
+def _of_stages(pipe: SimulatedPipe, stage: StageTime, stages: int) -> SimulatedPipe:
+    """So many times `stage`. Links between stages are as the first of them, the outer ones and the tail's way back stay
+    as they are, and the others' ways back are as the first stage's."""
+    between = pipe.links[1] if len(pipe.stages) > 1 else pipe.links[0]
+    return replace(
+        pipe,
+        stages=(stage,) * stages,
+        links=(pipe.links[0], *(between,) * (stages - 1), pipe.links[-1]),
+        returns=(*pipe.returns[:1] * (stages - 1), *pipe.returns[-1:]),
+    )
 
 
 def with_latency(pipe: SimulatedPipe, seconds: float) -> SimulatedPipe:
@@ -193,7 +217,7 @@ def changed(pipe: SimulatedPipe, workload: Workload, key: str, value: float) -> 
 
 SWEEPS = {
     "stages": "stages that each take the same time: the model grows with the pipe",
-    "split": "stages over which the same model is divided",
+    "split": "stages over which the same model is divided evenly",
     "sessions": "requests at the same time",
     "latency": "of every link, in milliseconds",
     "rate": "of every link, in Mbit/s",
@@ -202,8 +226,8 @@ SWEEPS = {
 """What can be changed, and what it means."""
 
 _RANGES: dict[str, tuple[bool, float, float]] = {
-    "stages": (True, 1, 256),
-    "split": (True, 1, 256),
+    "stages": (True, 1, MOST_STAGES),
+    "split": (True, 1, MOST_STAGES),
     "sessions": (True, 1, 64),
     "latency": (False, 0, 10_000),
     "rate": (False, 0.001, 1_000_000),

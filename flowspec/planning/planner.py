@@ -6,18 +6,21 @@ and there, with speculation and without. Knows no topology file, no checkpoint a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import comb
+from math import comb, inf
 
 from flowspec.errors import ConfigurationError
-from flowspec.planning.division import TYPICAL_TOKENS, Device, ModelSizes, Ranges, divide, too_small
+from flowspec.planning.division import Device, ModelSizes, Ranges, divide, shown, too_small
 from flowspec.planning.estimate import Estimate, Workload, estimate
 from flowspec.planning.pipe import DraftTime, LinkTime, SimulatedPipe, StageTime
+from flowspec.schedule.options import PolicyOptions
+from flowspec.schedule.window import TYPICAL_TOKENS
 
 MOST_SUBSETS = 300
-"""Choices of devices of one number that are tried; where there are more, the slowest devices are left out in turn."""
+"""Choices of devices of one number that are all tried; where there are more, the fastest, and those with more memory
+where theirs does not suffice (`_exchanges`)."""
 
 PLANNED = ("flowspec", "autoregressive")
 """With speculation, and without."""
@@ -76,11 +79,13 @@ def plan(
     workload: Workload,
     *,
     drafter: str | None = None,
-    policies: Sequence[str] = PLANNED,
+    options: Mapping[str, PolicyOptions] | None = None,
 ) -> Plan:
     """The best use of `devices`, which are in pipe order. `drafter` names the one that drafts; None: try each that can.
+    `options` are those of policies that are not to run with their defaults.
 
-    Raises `ConfigurationError` when nobody may draft, or when the model fits on no choice of devices.
+    Raises `ConfigurationError` when nobody may draft, when the drafter fits nowhere, when no device is left for a
+    stage, and when the model fits on no choice of devices.
     """
     drafting = [each for each in devices if each.draft is not None and drafter in (None, each.name)]
     if not drafting:
@@ -88,57 +93,130 @@ def plan(
             "no device can hold the drafter" if drafter is None else f"{drafter} cannot hold the drafter",
             hint="nothing says how long a step of the drafter takes there",
         )
+    fitting = [each for each in drafting if each.holds(model.draft_bytes)]
+    if not fitting:
+        raise _drafter_too_large(drafting, model)
     found = []
-    for draft in drafting:
-        if draft.memory is not None and model.draft_bytes > draft.memory:
-            continue
-        others = [each for each in devices if each is not draft]
+    for draft in fitting:
+        others = [each for each in _beside(draft, devices) if each.holds(min(model.bytes))]
         for count in range(1, len(others) + 1):
             best = _best_choice(others, count, model)
             if best is not None:
-                found.append(_candidate(draft, *best, model, links, workload, policies))
+                found.append(_candidate(draft, best, model, links, workload, options or {}))
     if not found:
-        raise too_small(devices, model)
+        raise _no_division(devices, fitting, model)
     return Plan(tuple(sorted(found, key=lambda each: -each.best.tokens_per_second)))
 
 
-def _best_choice(devices: Sequence[Device], count: int, model: ModelSizes) -> tuple[tuple[Device, ...], Ranges] | None:
-    """Of all choices of `count` devices the one with the least slowest stage, and then with the least sum."""
-    best: tuple[tuple[float, float], tuple[Device, ...], Ranges] | None = None
-    for chosen in _choices(devices, count):
-        ranges = divide(chosen, model)
-        if ranges is None:
-            continue
-        times = [model.work_of(*span) * device.seconds for device, span in zip(chosen, ranges, strict=True)]
-        key = max(times), sum(times)
-        if best is None or key < best[0]:
-            best = key, chosen, ranges
-    return best[1:] if best is not None else None
+def _beside(draft: Device, devices: Sequence[Device]) -> list[Device]:
+    """Those that may hold layers while `draft` drafts."""
+    return [each for each in devices if each is not draft and each.seconds < inf]
 
 
-def _choices(devices: Sequence[Device], count: int) -> Iterator[tuple[Device, ...]]:
+def _drafter_too_large(drafting: Sequence[Device], model: ModelSizes) -> ConfigurationError:
+    largest = max(drafting, key=lambda each: each.memory or 0)
+    others = ", and no other device that can draft has more" if len(drafting) > 1 else ""
+    return ConfigurationError(
+        f"the drafter needs {shown(model.draft_bytes)}; {largest.name} has {shown(largest.memory or 0)}{others}",
+        hint="choose a smaller drafter or a shorter context (limits.context), or let a device with more memory draft",
+    )
+
+
+def _no_division(devices: Sequence[Device], fitting: Sequence[Device], model: ModelSizes) -> ConfigurationError:
+    """What is missing where there is most to be had: beside the draft node that leaves most memory to stages."""
+    draft = max(fitting, key=lambda each: sum(other.memory or 0 for other in _beside(each, devices)))
+    stages = _beside(draft, devices)
+    if not stages:
+        return ConfigurationError(
+            f"there is no device for a stage beside {draft.name}, which drafts",
+            hint="add a device, or say how long a layer takes on one that can only draft",
+        )
+    return too_small(stages, model, draft)
+
+
+# ---- who takes part --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Some devices and what each of them holds."""
+
+    devices: tuple[Device, ...]
+    ranges: Ranges
+    cost: tuple[float, float]
+    """Seconds of the slowest stage, then of all of them."""
+
+    def is_tight(self, model: ModelSizes) -> bool:
+        """Somebody has no memory for one layer more."""
+        more = max(model.bytes)
+        held = (model.bytes_of(*span) for span in self.ranges)
+        return not all(device.holds(size + more) for device, size in zip(self.devices, held, strict=True))
+
+
+def _division(chosen: tuple[Device, ...], model: ModelSizes) -> _Division | None:
+    ranges = divide(chosen, model)
+    if ranges is None:
+        return None
+    times = [model.work_of(*span) * device.seconds for device, span in zip(chosen, ranges, strict=True)]
+    return _Division(chosen, ranges, (max(times), sum(times)))
+
+
+def _best_choice(devices: Sequence[Device], count: int, model: ModelSizes) -> _Division | None:
+    """Of all choices of `count` devices the one with the least slowest stage, and then with the least sum; of a part of
+    them where they are too many. None where no choice that is tried holds the model."""
     if comb(len(devices), count) <= MOST_SUBSETS:
-        yield from combinations(devices, count)
-        return
-    fastest = sorted(devices, key=lambda each: each.seconds)[:count]
-    yield tuple(each for each in devices if each in fastest)
+        divisions = (_division(chosen, model) for chosen in combinations(devices, count))
+        return min((each for each in divisions if each is not None), key=lambda each: each.cost, default=None)
+    best: _Division | None = None
+    for chosen in _exchanges(devices, count):
+        found = _division(chosen, model)
+        if found is None:
+            continue
+        if best is None or found.cost < best.cost:
+            best = found
+        # What comes in is slower, so it helps only as long as somebody is full and others work in its place.
+        if not found.is_tight(model):
+            break
+    return best
+
+
+def _exchanges(devices: Sequence[Device], count: int) -> Iterator[tuple[Device, ...]]:
+    """The fastest `count` of `devices`, then again and again the one with least memory exchanged for the next fastest
+    with more, until they are those with most memory. All in the order of `devices`."""
+
+    def memory(index: int) -> float:
+        limit = devices[index].memory
+        return inf if limit is None else limit
+
+    fastest = sorted(range(len(devices)), key=lambda index: devices[index].seconds)
+    chosen, rest = fastest[:count], fastest[count:]
+    yield tuple(devices[index] for index in sorted(chosen))
+    for index in rest:
+        # Of several with least memory the slowest goes: `chosen` has the fastest first.
+        least = min(reversed(chosen), key=memory)
+        if memory(index) > memory(least):
+            chosen.remove(least)
+            chosen.append(index)
+            yield tuple(devices[each] for each in sorted(chosen))
+
+
+# ---- what comes of it ------------------------------------------------------------------------------------------------
 
 
 def _candidate(
     draft: Device,
-    chosen: tuple[Device, ...],
-    ranges: Ranges,
+    division: _Division,
     model: ModelSizes,
     links: Links,
     workload: Workload,
-    policies: Sequence[str],
+    options: Mapping[str, PolicyOptions],
 ) -> Candidate:
     stages = tuple(
         Holding(device, first, end, model.bytes_of(first, end), model.work_of(first, end) * device.seconds)
-        for device, (first, end) in zip(chosen, ranges, strict=True)
+        for device, (first, end) in zip(division.devices, division.ranges, strict=True)
     )
     pipe = pipe_of(draft, stages, model, links)
-    estimates = tuple(estimate(pipe, policy, workload) for policy in policies)
+    estimates = tuple(estimate(pipe, policy, workload, options.get(policy)) for policy in PLANNED)
     return Candidate(draft, stages, pipe, _bottleneck(draft, stages, pipe), estimates)
 
 

@@ -33,6 +33,10 @@ FORMAT = 2
 
 HOW_TO_MAKE = "python -m flowspec.bench.record writes one"
 
+BEYOND = 1 << 40
+"""The first of the token ids that stand for what was not recorded: more than any vocabulary has, so that none of them
+ever comes true."""
+
 Guessed = tuple[int, ...]
 Guess = tuple[tuple[int, float], ...]
 
@@ -186,7 +190,7 @@ class RecordedGuesses:
     def __init__(self, passage: Passage, typical: tuple[float, ...]) -> None:
         self._passage = passage
         self._last = len(passage.prompt) - 1
-        self._typical = tuple((-2 - rank, log(chance)) for rank, chance in enumerate(typical) if chance > 0.0)
+        self._typical = tuple((BEYOND + rank, log(chance)) for rank, chance in enumerate(typical) if chance > 0.0)
         self._known: dict[int, _Known] = {}
 
     def grow(self, command: GrowTree, width: int) -> Children:
@@ -217,5 +221,4 @@ class RecordedGuesses:
             found = self._passage.positions[known.place].drafts.get(known.path)
             if found is not None:
                 return found
-        # Nothing of the vocabulary: what was not recorded never comes true.
         return self._typical

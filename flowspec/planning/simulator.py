@@ -195,7 +195,9 @@ class Simulation:
         session = self._names[command.session]
         session.story.send(command.draft)
         live = self.scheduler.sessions.get(command.session)
-        if live is not None and command.draft.serials[0] == live.tree.root:
+        first = command.draft.serials[0]
+        # The prompt's last token, with which a session begins, is counted from the start, whatever it is sent with.
+        if live is not None and first > session.story.decree and first == live.tree.root:
             session.result.restarts += 1
         roster = tuple((each.index, each.verdict) for each in self._live)
         self._carry(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flowspec.errors import TopologyError
+from pydantic import ValidationError
+
+from flowspec.errors import ConfigurationError, TopologyError
 from flowspec.planning.pipe import Curve, DraftTime, LinkTime, SimulatedPipe, StageTime
 from flowspec.topology.profiles import Profile, load_profile
 from flowspec.topology.sections import DraftEmulation, LinkEmulation
@@ -22,11 +24,25 @@ def link_time(link: LinkEmulation | None, token_bytes: int = 0) -> LinkTime:
 
 
 def draft_time(emulated: DraftEmulation | None, layers: int) -> DraftTime:
-    """A step of a drafter with that many layers; none where nothing is emulated."""
+    """A step of a drafter with that many layers; none where nothing is emulated.
+
+    `ConfigurationError` where it would be longer than any time that can be emulated.
+    """
     if emulated is None:
         return DraftTime()
-    step = emulated.of_layers(layers)
+    try:
+        step = emulated.of_layers(layers)
+    except ValidationError:
+        raise ConfigurationError(
+            f"a step of a drafter with {layers} layers takes longer than can be emulated",
+            hint=f"with one layer it takes {emulated.base_ms:g} ms; give fewer layers",
+        ) from None
     return DraftTime(step.base_ms / 1e3, step.per_token_ms / 1e3)
+
+
+def lacks_token_bytes(pipe: SimulatedPipe) -> bool:
+    """A link between two stages has a rate, and hidden states have no bytes: they would travel for nothing."""
+    return any(link.rate and not link.token_bytes for link in pipe.links[1:-1])
 
 
 def pipe_of_profile(profile: Profile, stages: int | None = None, *, draft_layers: int = 1) -> SimulatedPipe:
@@ -42,7 +58,8 @@ def pipe_of_topology(
 ) -> SimulatedPipe:
     """The stages of `topology` with the times that it emulates, or those of `curves` (by the name of the node).
 
-    A draft step takes the emulated time of a drafter with `draft_layers` layers: what it drafts with is not opened.
+    `token_bytes` is what a hidden state weighs on links that do not say (see `lacks_token_bytes`). A draft step takes
+    the emulated time of a drafter with `draft_layers` layers. Neither the model nor what it drafts with is opened.
     `TopologyError` names a stage of which neither tells the time.
     """
     known = curves or {}

@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowspec.errors import ConfigurationError, LimitExceeded, RequestError, VersionMismatch
+from flowspec.errors import LimitExceeded, RequestError, VersionMismatch
 from flowspec.model.sampling import draw_seed
 from flowspec.model.target import Target, tokenizer_of
 from flowspec.model.text import encode_prompt
 from flowspec.roles.request import Admitted
-from flowspec.schedule.options import read_options
+from flowspec.schedule.options import read_options, written_options
 from flowspec.topology import Topology
 from flowspec.wire.messages import PROTOCOL_VERSION, Generate
 from flowspec.wire.parameters import SamplingParameters
@@ -33,14 +33,7 @@ class Admission:
 
     def __init__(self, topology: Topology, checkpoint: Target) -> None:
         self._topology = topology
-        self._policy_options = tuple(
-            (name, str(value).lower() if isinstance(value, bool) else str(value))
-            for name, value in topology.policy_options.items()
-        )
-        try:
-            read_options(topology.policy, self._policy_options)
-        except RequestError as error:
-            raise ConfigurationError(f"policy_options in the topology: {error.message}", hint=error.hint) from None
+        self._policy_options = written_options(topology.policy, topology.policy_options)
         self.tokenizer: Any = tokenizer_of(checkpoint)
         self._vocab_size = checkpoint.vocab_size
         self.eos = frozenset(checkpoint.eos_token_ids)

@@ -11,7 +11,7 @@ from dataclasses import Field, dataclass, field, fields
 from types import MappingProxyType
 from typing import Final
 
-from flowspec.errors import RequestError
+from flowspec.errors import ConfigurationError, RequestError
 
 MOST_LIVE = 512
 """Most live draft tokens that any policy keeps in flight."""
@@ -157,6 +157,19 @@ OPTIONS: Mapping[str, type[PolicyOptions]] = MappingProxyType(
     }
 )
 """Per policy the options that it has."""
+
+
+def written_options(policy: str, values: Mapping[str, bool | int | str]) -> tuple[tuple[str, str], ...]:
+    """What a topology says under `policy_options`, as pairs for `read_options`; `ConfigurationError` where it would
+    refuse them."""
+    pairs = tuple(
+        (name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in values.items()
+    )
+    try:
+        read_options(policy, pairs)
+    except RequestError as error:
+        raise ConfigurationError(f"policy_options in the topology: {error.message}", hint=error.hint) from None
+    return pairs
 
 
 def read_options(policy: str, given: Iterable[tuple[str, str]] = ()) -> PolicyOptions:

@@ -13,6 +13,7 @@ trees are drawn, but never verified, and a few hundred of them tell the mean to 
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from math import ceil, floor
 from typing import Final
 
 import numpy as np
@@ -61,12 +62,14 @@ def _draws() -> tuple[NDArray[np.int64], tuple[NDArray[np.int64], ...]]:
 
 @lru_cache(maxsize=64)
 def quality_for(tokens: float) -> Quality:
-    """The quality with which a round writes `tokens` tokens in the mean."""
+    """The quality with which a round writes `tokens` tokens in the mean; `ConfigurationError` where none does."""
     least, most = tokens_per_round(Quality(LEAST)), tokens_per_round(Quality(MOST))
     if not least <= tokens <= most:
         raise ConfigurationError(
             f"no quality of guesses writes {tokens:g} tokens a round",
-            hint=f"a round of at most {ROUND.depth} drafts and one sampled token writes {least:.2f} to {most:.2f}",
+            # Rounded inwards: what the hint names is not refused.
+            hint=f"a round of at most {ROUND.depth} drafts and one sampled token writes "
+            f"{ceil(least * 100) / 100:.2f} to {floor(most * 100) / 100:.2f}",
         )
     low, high = LEAST, MOST
     while high - low > 1e-5:

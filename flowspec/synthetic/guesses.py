@@ -26,6 +26,9 @@ PAPER_TOKENS_PER_ROUND: Final = 5.4
 MISSED: Final = 0.15
 """Share of what the first guess leaves that no number of guesses would catch."""
 
+LEAST_CHANCE: Final = 1e-300
+"""Probability of a guess that would else have none, and no logarithm."""
+
 _CONFIDENCE, _RANK, _GUESS, _BRANCH = range(4)
 
 Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
@@ -49,7 +52,8 @@ class Quality:
 
     def chances(self, draw: float, width: int) -> list[float]:
         """Probabilities of the `width` best guesses where the confidence is drawn with `draw` in [0, 1)."""
-        confidence = min(max(draw, 1e-12) ** ((1.0 - self.mean) / self.mean), 1.0 - 1e-9)
+        confidence = max(draw, 1e-12) ** ((1.0 - self.mean) / self.mean)
+        confidence = min(max(confidence, LEAST_CHANCE), 1.0 - 1e-9)
         left = (1.0 - confidence) * (1.0 - MISSED)
         found = [confidence] + [left * 2.0**-rank for rank in range(1, width)]
         return sorted(found, reverse=True)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from flowspec.errors import ConfigurationError, TopologyError
-from flowspec.planning.estimate import SWEEPS, Workload, changed, estimate
+from flowspec.planning.estimate import SWEEPS, Workload, changed, estimate, with_split, with_stages
 from flowspec.planning.language import SyntheticLanguage
-from flowspec.planning.pipe import LinkTime
+from flowspec.planning.pipe import LinkTime, SimulatedPipe, StageTime
 from flowspec.planning.recording import Passage, Position, Recording
 from flowspec.planning.simulator import simulate
-from flowspec.planning.sources import pipe_of_profile, pipe_of_topology
+from flowspec.planning.sources import draft_time, lacks_token_bytes, pipe_of_profile, pipe_of_topology
 from flowspec.schedule.policies import POLICIES
 from flowspec.synthetic.calibration import quality_for, tokens_per_round
 from flowspec.synthetic.guesses import Quality
 from flowspec.topology import Topology
 from flowspec.topology.profiles import load_profile, profile_names
+from flowspec.topology.sections import DraftEmulation
 from flowspec.tracing.summary import summarise
-from tests.planning.pipes import LANGUAGE, even
+from tests.planning.pipes import LANGUAGE, LINK, even
 
 # ---- qualities -------------------------------------------------------------------------------------------------------
 
@@ -36,6 +41,23 @@ def test_better_guesses_write_more_and_what_no_guesses_can_write_is_an_error() -
     with pytest.raises(ConfigurationError, match="12 tokens a round") as refused:
         quality_for(12.0)
     assert "at most 6 drafts" in str(refused.value)
+
+
+def test_the_range_that_a_refusal_names_is_accepted_to_its_ends() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        quality_for(12.0)
+    found = re.search(r"writes (\S+) to (\S+)$", str(refused.value))
+    assert found is not None
+    for end in found.groups():
+        assert 0.0 < quality_for(float(end)).mean < 1.0
+
+
+@pytest.mark.parametrize("mean", [1e-9, 0.01, 0.999_999])
+@pytest.mark.parametrize("draw", [0.0, 0.5, 0.999_999])
+def test_no_guess_is_impossible_or_certain(mean: float, draw: float) -> None:
+    chances = Quality(mean).chances(draw, 64)
+    assert all(0.0 < chance < 1.0 for chance in chances)
+    assert sum(chances) <= 1.0
 
 
 # ---- pipes -----------------------------------------------------------------------------------------------------------
@@ -58,6 +80,22 @@ def test_every_profile_is_a_pipe(name: str) -> None:
 def test_a_topology_with_a_profile_is_the_same_pipe() -> None:
     topology = Topology.local("synthetic", 3, profile="paper-7b")
     assert pipe_of_topology(topology).profile() == pipe_of_profile(load_profile("paper-7b"), 3).profile()
+
+
+def test_a_draft_step_longer_than_any_is_an_error_of_ours() -> None:
+    endless = DraftEmulation(base_ms=3_600_000, layer_share=1.0)
+    with pytest.raises(ValidationError):
+        endless.of_layers(2)
+    with pytest.raises(ConfigurationError, match="a drafter with 2 layers takes longer than can be emulated"):
+        draft_time(endless, 2)
+
+
+def test_hidden_states_without_bytes_matter_on_links_between_stages_that_have_a_rate() -> None:
+    weightless = LinkTime(rate=1e6)
+    stage, other = even(1).stages[0], LinkTime()
+    for inner, lacking in ((weightless, True), (other, False), (replace(weightless, token_bytes=8), False)):
+        pipe = SimulatedPipe((stage, stage), (weightless, inner, weightless))
+        assert lacks_token_bytes(pipe) is lacking
 
 
 def test_a_topology_may_give_each_node_and_link_its_own_times() -> None:
@@ -84,6 +122,38 @@ def test_a_longer_pipe_is_slower_per_token_and_a_divided_model_is_not() -> None:
     assert plain[0].tokens_per_second > 1.8 * plain[1].tokens_per_second
     divided = [estimate(changed(even(2), WORKLOAD, "split", n)[0], "autoregressive", WORKLOAD) for n in (2, 4)]
     assert divided[0].tokens_per_second == pytest.approx(divided[1].tokens_per_second, rel=0.05)
+
+
+UNEVEN = SimulatedPipe(
+    (StageTime.line(0.010, 0.001, layers=4), StageTime(((1, 0.05), (8, 0.06), (64, 0.3)), layers=12)), (LINK,) * 3
+)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3, 7])
+def test_a_divided_model_takes_as_long_as_all_of_its_stages_together(stages: int) -> None:
+    divided = with_split(UNEVEN, stages)
+    assert len(divided.stages) == stages
+    for tokens in (1, 2, 5, 8, 40, 64, 200):
+        whole = sum(stage.of(tokens) for stage in UNEVEN.stages)
+        assert sum(stage.of(tokens) for stage in divided.stages) == pytest.approx(whole)
+    assert {stage.layers for stage in divided.stages} == {max(1, round(16 / stages))}
+
+
+def test_stages_that_differ_cannot_be_repeated() -> None:
+    with pytest.raises(ConfigurationError, match="stages of different times cannot be swept") as refused:
+        changed(UNEVEN, WORKLOAD, "stages", 4)
+    assert "--profile" in str(refused.value)
+
+
+@pytest.mark.parametrize("change", [with_stages, with_split])
+def test_ways_back_stay_when_the_number_of_stages_changes(
+    change: Callable[[SimulatedPipe, int], SimulatedPipe],
+) -> None:
+    near, middle, tail = LinkTime(latency=0.001), LinkTime(latency=0.002), LinkTime(latency=0.003)
+    pipe = replace(even(3), returns=(near, middle, tail))
+    assert change(pipe, 1).returns == (tail,)
+    assert change(pipe, 4).returns == (near, near, near, tail)
+    assert change(even(3), 4).returns == ()
 
 
 @pytest.mark.parametrize(("key", "better", "worse"), [("latency", 1, 50), ("rate", 1000, 1), ("uneven", 1, 4)])
@@ -185,6 +255,16 @@ def test_a_damaged_recording_names_the_line(tmp_path: Path, line: str, place: in
     file.write_text(line + "\n")
     with pytest.raises(ConfigurationError, match=f"run.jsonl:{place} is no line of a recording"):
         Recording.read(file)
+
+
+def test_what_was_not_recorded_is_drafted_like_what_was_and_never_comes_true() -> None:
+    first = Position(TRUE[0], {(): ((90, -0.5), (91, -1.0))})
+    passage = Passage((1, 2, 3), (first, *(Position(token, {}) for token in TRUE[1:])))
+    result = simulate(even(2), language=Recording((passage,)), tokens=1000, check=True)
+    assert result.written == (TRUE,)
+    assert result.accepted == 0
+    # The two guesses that were recorded, and more behind them and behind every later token.
+    assert result.drafted > 2 + 2 * (len(TRUE) - 2)
 
 
 def test_an_empty_recording_is_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 from math import inf
 
@@ -10,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowspec.errors import ConfigurationError
+from flowspec.planning import planner
 from flowspec.planning.division import Device, ModelSizes, Ranges, divide
 from flowspec.planning.estimate import Workload
 from flowspec.planning.pipe import DraftTime, LinkTime
 from flowspec.planning.planner import plan
+from flowspec.schedule.events import interpolate
+from flowspec.schedule.options import FlowspecOptions
+from flowspec.schedule.window import TYPICAL_TOKENS
 from tests.planning.pipes import LANGUAGE, LINK
 
+GB = 10**9
 WORKLOAD = Workload.synthetic(LANGUAGE, 1, tokens=24)
 
 
@@ -84,6 +90,11 @@ def test_more_devices_than_layers_share_nothing() -> None:
     assert divide([device("a"), device("b")], ModelSizes.even(1)) is None
 
 
+def test_stages_are_balanced_for_the_segments_for_which_windows_are_computed() -> None:
+    bent = Device("a", ((1, 0.001), (4, 0.002), (TYPICAL_TOKENS, 0.003), (16, 0.02), (64, 0.3)))
+    assert bent.seconds == interpolate(bent.layer, TYPICAL_TOKENS) == 0.003
+
+
 # ---- plans -----------------------------------------------------------------------------------------------------------
 
 
@@ -128,8 +139,100 @@ def test_speculation_is_advised_against_where_it_is_slower() -> None:
 
 def test_a_model_that_fits_nowhere_is_an_error_with_the_bytes() -> None:
     fleet = [device("draft"), device("a", memory=10**9, drafts=False)]
-    with pytest.raises(ConfigurationError, match=r"needs 4.00 GB, 0.50 GB for a single layer; .* have 1.00 GB"):
+    with pytest.raises(ConfigurationError, match=r"needs 4.00 GB, 0.50 GB for a single layer; .* a has 1.00 GB"):
         plan(fleet, ModelSizes.even(8, 500_000_000), near, WORKLOAD)
+
+
+def test_the_memory_of_the_draft_node_does_not_count_for_the_layers() -> None:
+    fleet = [device("a", memory=8 * GB), device("b", memory=GB), device("c", memory=2 * GB)]
+    with pytest.raises(ConfigurationError, match=r"beside b, which drafts, the 2 .* have 10.00 GB, but no division"):
+        plan(fleet, ModelSizes.even(3, 3 * GB), near, WORKLOAD, drafter="b")
+    with pytest.raises(ConfigurationError, match=r"beside a, which drafts, the 2 .* have 3.00 GB\n"):
+        plan(fleet, ModelSizes.even(3, 3 * GB), near, WORKLOAD, drafter="a")
+
+
+def test_bytes_are_told_in_a_unit_that_says_something() -> None:
+    fleet = [device("draft"), device("a", memory=3_000_000, drafts=False)]
+    with pytest.raises(ConfigurationError, match=r"needs 4.00 MB, 1.00 MB for a single layer; .* a has 3.00 MB"):
+        plan(fleet, ModelSizes.even(4, 1_000_000), near, WORKLOAD)
+
+
+def test_a_drafter_that_fits_nowhere_is_an_error_of_its_own() -> None:
+    model = replace(ModelSizes.even(4, GB), draft_bytes=3 * GB)
+    stages = [device("b", memory=8 * GB, drafts=False), device("c", memory=8 * GB, drafts=False)]
+    with pytest.raises(ConfigurationError, match=r"the drafter needs 3.00 GB; a has 2.00 GB\n"):
+        plan([device("a", memory=2 * GB), *stages], model, near, WORKLOAD)
+    with pytest.raises(ConfigurationError, match=r"the drafter needs 3.00 GB; d has 2.50 GB, and no other"):
+        plan([device("a", memory=2 * GB), device("d", memory=5 * GB // 2), *stages], model, near, WORKLOAD)
+
+
+def test_a_device_alone_is_told_that_a_stage_is_missing() -> None:
+    with pytest.raises(ConfigurationError, match="there is no device for a stage beside a, which drafts"):
+        plan([device("a")], ModelSizes.even(4, GB), near, WORKLOAD)
+    only_drafts = Device("b", ((1, inf),), None, DraftTime(0.01))
+    with pytest.raises(ConfigurationError, match="there is no device for a stage beside a, which drafts"):
+        plan([device("a"), only_drafts], ModelSizes.even(4, GB), near, WORKLOAD, drafter="a")
+
+
+def test_options_are_those_of_their_policy() -> None:
+    fleet = [device("draft"), device("a", drafts=False), device("b", drafts=False)]
+    usual = plan(fleet, ModelSizes.even(8), near, WORKLOAD, drafter="draft").chosen
+    small = plan(
+        fleet, ModelSizes.even(8), near, WORKLOAD, drafter="draft", options={"flowspec": FlowspecOptions(tree=2)}
+    ).candidates
+    same = next(each for each in small if each.stages == usual.stages)
+    assert same.of("flowspec").tokens_per_second < usual.of("flowspec").tokens_per_second
+    assert same.of("autoregressive") == usual.of("autoregressive")
+
+
+# ---- more devices than can be tried in every way ---------------------------------------------------------------------
+
+
+def fleet_of(fast: int, fast_memory: int | None, slow: int, slow_memory: int | None) -> list[Device]:
+    """A draft node, fast devices and slow ones."""
+    return [
+        device("draft"),
+        *(device(f"fast-{index}", 2.0, fast_memory, drafts=False) for index in range(fast)),
+        *(device(f"slow-{index}", 1.0, slow_memory, drafts=False) for index in range(slow)),
+    ]
+
+
+def test_fast_devices_that_hold_no_layer_are_not_in_the_way() -> None:
+    found = plan(fleet_of(6, GB // 2, 6, 2 * GB), ModelSizes.even(12, GB), near, WORKLOAD)
+    assert [stage.device.name for stage in found.chosen.stages] == [f"slow-{index}" for index in range(6)]
+
+
+def test_a_tiny_device_hides_no_number_of_stages() -> None:
+    found = plan(fleet_of(1, GB // 2, 11, 2 * GB), ModelSizes.even(12, GB), near, WORKLOAD)
+    assert {len(each.stages) for each in found.candidates} == {6, 7, 8, 9, 10, 11}
+
+
+def test_devices_with_little_memory_give_way_to_slower_ones_with_more() -> None:
+    found = plan(fleet_of(6, GB, 6, 2 * GB), ModelSizes.even(12, GB), near, WORKLOAD)
+    assert {len(each.stages) for each in found.candidates} == {6, 7, 8, 9, 10, 11, 12}
+
+
+def test_exchanges_go_on_while_the_slowest_stage_gets_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner, "MOST_SUBSETS", 0)
+    found = plan(fleet_of(5, GB, 6, None), ModelSizes.even(12, GB), near, WORKLOAD)
+    six = next(each for each in found.candidates if len(each.stages) == 6)
+    assert max(stage.end - stage.first for stage in six.stages) == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_where_layers_are_alike_exchanges_find_a_division_if_there_is_one(data: st.DataObject) -> None:
+    model = ModelSizes.even(data.draw(st.integers(1, 8)), 2)
+    devices = [
+        device(str(index), data.draw(st.sampled_from((0.5, 1.0, 2.0))), data.draw(st.none() | st.integers(0, 9)))
+        for index in range(data.draw(st.integers(1, 5)))
+    ]
+    count = data.draw(st.integers(1, len(devices)))
+    possible = any(divide(chosen, model) is not None for chosen in combinations(devices, count))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "MOST_SUBSETS", 0)
+        found = planner._best_choice(devices, count, model)
+    assert (found is not None) == possible
 
 
 def test_somebody_has_to_draft() -> None:

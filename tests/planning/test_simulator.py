@@ -43,6 +43,12 @@ def test_the_prompt_takes_one_way_through_the_pipe_after_the_session_is_open() -
     assert result.time_to_first_token == pytest.approx(opening + prefill)
 
 
+@pytest.mark.parametrize("prompt", [1, 2, 64, 65])
+def test_a_plain_round_writes_one_token_whatever_the_prompt(prompt: int) -> None:
+    result = simulate(even(2), "autoregressive", language=LANGUAGE, tokens=20, prompt=prompt)
+    assert result.tokens_per_round == 1.0
+
+
 def seconds_per_round(pipe: SimulatedPipe) -> float:
     """Of rounds that write one token each; the last ones are left out, since their trees are cut short."""
     shorter, longer = (simulate(pipe, "chunked", language=Clueless(), tokens=tokens) for tokens in (20, 40))
