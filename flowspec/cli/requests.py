@@ -8,6 +8,9 @@ from typing import Any, get_args
 from flowspec.errors import ConfigurationError, RequestError
 from flowspec.wire.parameters import SamplingParameters
 
+MOST_TOKENS = 2**31
+"""More than any pipeline's limit, which is asked there."""
+
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 
 
@@ -15,8 +18,8 @@ def options_of(**given: Any) -> dict[str, Any]:
     """The options of `Client.stream` among `given`, None meaning the default of the node; raises when out of range."""
     options = {name: value for name, value in given.items() if value is not None}
     SamplingParameters(**{name: options[name] for name in SAMPLING if name in options}).validate()
-    if options.get("max_new_tokens", 1) < 1:
-        raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; it must be 1 or more")
+    if not 1 <= options.get("max_new_tokens", 1) <= MOST_TOKENS:
+        raise RequestError(f"max_new_tokens is {options['max_new_tokens']}; it must be from 1 to {MOST_TOKENS:,}")
     if any(not text for text in options.get("stop", ())):
         raise RequestError("a stop text must not be empty")
     for text in options.get("stop", ()):

@@ -8,14 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from flowspec.errors import ConfigurationError
-from flowspec.schedule.events import PipeProfile, interpolate
+from flowspec.schedule.events import LINK_TOKENS, PipeProfile, interpolate
 from flowspec.topology.link_calendar import HEADER_BYTES
 
 CURVE_TOKENS = (1, 2, 4, 8, 16, 32, 64)
 """Segment sizes of the time curves that a scheduler is told."""
-
-TYPICAL_TOKENS = 16
-"""Segment size for which a scheduler is told the time of a link."""
 
 MOST_TOKENS = 512
 """Times of segments up to this size are looked up; larger ones are computed."""
@@ -132,7 +129,7 @@ class SimulatedPipe:
         curves = tuple(tuple((tokens, stage.of(tokens)) for tokens in CURVE_TOKENS) for stage in self.stages)
         # Probes tell the time of messages, bytes of hidden states are added between stages: as a running pipe does it.
         probe = sum(link.of(0) for link in self.links) / len(self.links)
-        hidden = [TYPICAL_TOKENS * link.token_bytes / link.rate if link.rate else 0.0 for link in self.links]
+        hidden = [LINK_TOKENS * link.token_bytes / link.rate if link.rate else 0.0 for link in self.links]
         hidden[0] = hidden[-1] = 0.0
         shared = ((self.cores, tuple(range(len(curves))), curves),) if self.cores else ()
         return PipeProfile(

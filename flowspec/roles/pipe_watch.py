@@ -15,6 +15,7 @@ from flowspec.errors import PeerTimeout
 from flowspec.roles.handshake import Handshake
 from flowspec.roles.soundings import Outstanding, Soundings
 from flowspec.roles.stand_ins import StandIns
+from flowspec.schedule.events import LINK_TOKENS
 from flowspec.topology import Topology
 from flowspec.transport.base import Receiver, Sender
 from flowspec.wire.messages import (
@@ -49,9 +50,6 @@ SILENT_BEATS = 3
 
 STALLED_TIMES = 2
 """Times `timeouts.progress` for which a session may wait for its own drafter, whose step may take it once."""
-
-TYPICAL_TOKENS = 16
-"""Segment size for which `link_seconds` is given."""
 
 
 class PipeWatch:
@@ -216,7 +214,7 @@ class PipeWatch:
             carries_hidden = sender != names[0] and receiver != names[0]
             busy = 0.0
             if link is not None and link.rate is not None and carries_hidden:
-                busy = TYPICAL_TOKENS * (link.bytes_per_token or token_bytes) / link.rate
+                busy = LINK_TOKENS * (link.bytes_per_token or token_bytes) / link.rate
             carrying.append(busy)
         return tuple(measured + busy for busy in carrying), tuple(carrying)
 

@@ -23,6 +23,10 @@ class Command:
     """Base of all commands."""
 
 
+LINK_TOKENS = 16
+"""Size of the segment for which the times of links are told."""
+
+
 @dataclass(frozen=True, slots=True)
 class PipeProfile:
     """What a policy knows about the pipe: measured, never guessed. Times in seconds.
@@ -33,7 +37,7 @@ class PipeProfile:
     stages: tuple[tuple[tuple[int, float], ...], ...]
     """Per stage, in pipe order: the time curve of a segment."""
     links: tuple[float, ...] = ()
-    """Per hop, coordinator -> stage 1 first and tail -> coordinator last: seconds for a segment of 16 tokens."""
+    """Per hop, coordinator -> stage 1 first and tail -> coordinator last: seconds for `LINK_TOKENS` tokens."""
     shared: tuple[tuple[int, tuple[int, ...], tuple[tuple[tuple[int, float], ...], ...]], ...] = ()
     """Machines that hold several nodes: (cores, indices of their stages, their work curves without emulation)."""
     drafter_shares: bool = False

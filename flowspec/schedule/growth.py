@@ -73,7 +73,7 @@ class GrowthSettings:
 
 
 class Growth:
-    """Asks, merges and keeps count."""
+    """Asks, merges and keeps count, for one epoch: the drafter knows nothing of a new one."""
 
     def __init__(self, session: Session, settings: GrowthSettings) -> None:
         self.session = session
@@ -96,17 +96,13 @@ class Growth:
         """The drafter takes no time from the stages."""
         self._interval = float("inf")
         """Seconds between two segments."""
-        self.restart()
-
-    def restart(self) -> None:
-        """A new epoch: the drafter knows nothing of it."""
-        prompt = self.session.prompt
         self.out: tuple[int, ...] | None = None
         """Tokens being expanded."""
         self._stopping = False
         """The step that is out is not wanted any more, and that was said."""
         self._reading = 0
-        self._owed = [(serial, serial - 1 if serial else NO_PARENT, token) for serial, token in enumerate(prompt[:-1])]
+        before = session.prompt[:-1]
+        self._owed = [(serial, serial - 1 if serial else NO_PARENT, token) for serial, token in enumerate(before)]
         """Accepted tokens that the drafter has not been given, in order."""
         self._given: tuple[int, int] | None = None
         """The deepest accepted token that it has been given, and the accepted token after it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from flowspec.errors import InvariantViolation
 from flowspec.schedule.events import Command, EmitTokens, FinishSession, SendSegment, SessionRequested
-from flowspec.schedule.options import OPTIONS
+from flowspec.schedule.options import OPTIONS, FlowspecOptions
 from flowspec.schedule.recall import Recall
 from flowspec.schedule.tree import DraftTree, Reroot
 from flowspec.wire.messages import NO_PARENT, DraftTokens, RosterEntry
@@ -45,8 +45,9 @@ class Session:
         self.drafter = request.drafter
         self.reads_features = request.features
         """The drafter reads the target's hidden states of accepted tokens."""
-        self.recall = Recall() if request.recalls and request.drafter else None
-        """What the text said before; None where that is not looked up."""
+        looks_up = request.recalls and request.drafter and isinstance(self.options, FlowspecOptions)
+        self.recall = Recall() if looks_up else None
+        """What the text said before; None where that is not looked up, as in all policies but `flowspec`."""
         self.epoch = 0
         self.ready = False
         self.broken = False

@@ -46,6 +46,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     [
         (("--max-new-tokens", "-3"), "max_new_tokens is -3"),
         (("--max-new-tokens", "0"), "max_new_tokens is 0"),
+        (("--max-new-tokens", "100000000000000000000"), "it must be from 1 to"),
         (("--temperature", "-1"), "temperature is -1"),
         (("--temperature", "nan"), "temperature is nan"),
         (("--top-k", "-1"), "top_k is -1"),
