@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from flowspec.tracing.summary import Spread, Summary
 
@@ -68,13 +69,22 @@ def _print_text(console: Console, found: Summary) -> None:
         console.print(line, markup=False, soft_wrap=True)
 
 
-def _print_nodes(console: Console, found: Summary) -> None:
+def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
+    """Columns without lines between them: with lines, names of all causes would not fit."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table(title="nodes: share of the time that requests lived", title_justify="left", width=WIDTH)
-    table.add_column("node")
-    for name in ("useful", "wasted", "idle", "segments", "tokens each", "wasted tokens"):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", width=WIDTH, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _print_nodes(console: Console, found: Summary) -> None:
+    names = ("useful", "wasted", "idle", "segments", "tokens each", "wasted tokens")
+    table = _table("nodes: share of the time that requests lived", ("node",), names)
     for place, node in enumerate(found.nodes):
         is_stage = place > 0
         table.add_row(
@@ -90,38 +100,18 @@ def _print_nodes(console: Console, found: Summary) -> None:
 
 
 def _print_waits(console: Console, found: Summary) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     stages = found.nodes[1:]
-    causes = list(dict.fromkeys(cause for node in stages for cause in node.waits))
-    # With lines between the columns the names of all causes would not fit.
-    table = Table(
-        title="idle: what the stages waited for",
-        title_justify="left",
-        width=WIDTH,
-        box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
-    table.add_column("node")
-    for cause in causes:
-        table.add_column(cause, justify="right", no_wrap=True)
+    causes = tuple(dict.fromkeys(cause for node in stages for cause in node.waits))
+    table = _table("idle: what the stages waited for", ("node",), causes)
     for node in stages:
         table.add_row(node.node, *(f"{node.waits.get(cause, 0.0):.1%}" for cause in causes))
     console.print(table)
 
 
 def _print_links(console: Console, found: Summary) -> None:
-    from rich.table import Table
-
     from flowspec.cli.render import size
 
-    table = Table(title="links", title_justify="left", width=WIDTH)
-    table.add_column("from")
-    table.add_column("to")
-    for name in ("messages", "bytes", "mean time"):
-        table.add_column(name, justify="right")
+    table = _table("links", ("from", "to"), ("messages", "bytes", "mean time"))
     for link in found.links:
         time = f"{link.mean_seconds * 1e3:.2f} ms" if link.messages else ""
         table.add_row(link.sender, link.receiver, str(link.messages), size(link.bytes), time)
