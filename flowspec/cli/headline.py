@@ -33,7 +33,7 @@ DEMO_SWEEPS = ("chunked.tree=40,120", "pipedec.layer=8,32")
 
 
 def headline(
-    quick: Annotated[bool, typer.Option("--quick", help="About 3 minutes in place of 15; nothing is swept.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="About 4 minutes in place of 17; nothing is swept.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the JSON object and nothing else.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Take up the runs that the file holds.")] = False,
     output: Annotated[
