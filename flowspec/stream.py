@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypedDict
 
 from flowspec.errors import FlowspecError, PipelineError, RequestError, WireError
+from flowspec.schedule.options import as_text
 from flowspec.tracing.assembly import NodeRecords, assemble
 from flowspec.tracing.clocks import Clock, Sample
 from flowspec.tracing.records import joined
@@ -216,9 +217,8 @@ def continued(request: Generate, started: Started, token_ids: tuple[int, ...]) -
 
 
 def policy_options_of(given: Mapping[str, bool | int | str]) -> tuple[PolicyOption, ...]:
-    """Options of a policy as they travel: as text."""
-    texts = ((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in given.items())
-    return tuple(PolicyOption(name, text) for name, text in texts)
+    """Options of a policy as a message has them."""
+    return tuple(PolicyOption(name, text) for name, text in as_text(given))
 
 
 def trace_of(end: TraceEnd, parts: Sequence[TracePart], started: Started | None, finished: Finished | None) -> Trace:

@@ -159,12 +159,17 @@ OPTIONS: Mapping[str, type[PolicyOptions]] = MappingProxyType(
 """Per policy the options that it has."""
 
 
+def as_text(values: Mapping[str, bool | int | str]) -> tuple[tuple[str, str], ...]:
+    """Options as they travel and as `read_options` takes them."""
+    return tuple(
+        (name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in values.items()
+    )
+
+
 def written_options(policy: str, values: Mapping[str, bool | int | str]) -> tuple[tuple[str, str], ...]:
     """What a topology says under `policy_options`, as pairs for `read_options`; `ConfigurationError` where it would
     refuse them."""
-    pairs = tuple(
-        (name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in values.items()
-    )
+    pairs = as_text(values)
     try:
         read_options(policy, pairs)
     except RequestError as error:

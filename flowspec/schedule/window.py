@@ -90,6 +90,7 @@ class PipeModel:
     @cached_property
     def _scarce_cores(self) -> int | None:
         """Cores of the machine whose nodes take work from each other; None when no machine limits the pipe."""
+        # While messages are on long links the cores have nothing to do, so those count in full here.
         own = max(self.profile.slowest(TYPICAL_TOKENS), *self.profile.links, 1e-9)
         scarce = []
         for cores, stages, curves in self.profile.shared:

@@ -68,18 +68,7 @@ class Trace:
         begin, ticket = 0.0, 0
         shifted: list[Trace] = []
         for name, trace in traces.items():
-            spans = [
-                replace(
-                    span,
-                    start=span.start + begin,
-                    session=f"{name} {span.session}",
-                    args={**span.args, "ticket": span.number("ticket") + ticket}
-                    if "ticket" in span.args
-                    else span.args,
-                )
-                for span in trace.spans
-                if span.kind != "bubble"
-            ]
+            spans = [_later(span, begin, name, ticket) for span in trace.spans if span.kind != "bubble"]
             requests = [
                 {**request, "session": f"{name} {request.get('session')}"}
                 for request in trace.metadata.get("requests", [])
@@ -145,6 +134,14 @@ class Trace:
             raise ConfigurationError(
                 f"{path} is a damaged trace: {type(error).__name__}: {error}", hint=HOW_TO_MAKE
             ) from None
+
+
+def _later(span: Span, seconds: float, name: str, tickets: int) -> Span:
+    """The span behind others that took so long and used so many tickets."""
+    args = span.args
+    if "ticket" in args:
+        args = {**args, "ticket": span.number("ticket") + tickets}
+    return replace(span, start=span.start + seconds, session=f"{name} {span.session}", args=args)
 
 
 def _worst_clock(traces: Sequence[Trace], node: str) -> dict[str, float]:

@@ -29,11 +29,12 @@ MAX_ITEMS = 4096
 MAX_NAME = 256
 """Most characters of a name: whoever hears one may repeat it, beside others, in messages of its own."""
 
-NAMES = frozenset(("node", "spare", "place", "sender", "host", "incarnation", "request", "session", "channel")) | {
-    "fingerprint",
-    "tokenizer",
-    "dtype",
-}
+NAMES = frozenset(
+    {
+        *("node", "spare", "place", "sender", "host", "incarnation", "request", "session", "channel"),
+        *("fingerprint", "tokenizer", "dtype"),
+    }
+)
 """Fields that hold a name."""
 
 Convert = Callable[[Any], Any]
