@@ -23,7 +23,7 @@ from flowspec.model.hub import resolve_model
 from flowspec.model.sampling import Sampler
 from flowspec.model.text import encode_prompt, load_tokenizer
 from flowspec.model.weights import Checkpoint
-from flowspec.planning.recording import Guess, Passage, Position, Recording
+from flowspec.planning.recording import Guess, Passage, Position, Recording, recording_file
 from flowspec.program import run_program
 from flowspec.schedule.events import SessionRequested, TreeGrown
 from flowspec.schedule.level_growth import LevelGrowth
@@ -147,6 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--levels", type=int, default=extent.levels, help="of guesses behind the true text")
     parser.add_argument("--breadth", type=int, default=extent.breadth, help="tokens that are expanded per level")
     given = parser.parse_args(arguments)
+    recording_file(given.out).check()
     checkpoint = Checkpoint(resolve_model(given.model))
     tokenizer = load_tokenizer(checkpoint.path)
     block = LayerBlock.load(checkpoint, 0, checkpoint.layer_count, dtype=given.dtype)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def check_trace(path: Path | None) -> None:
     """Raise when no trace could be written there."""
     if path is not None:
-        from flowspec.tracing.trace import check_writable
+        from flowspec.tracing.trace import trace_file
 
-        check_writable(path)
+        trace_file(path).check()
 
 
 def write_trace(path: Path, generations: Sequence[Generation]) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flowspec.errors import ConfigurationError
+from flowspec.output import OutputFile
 from flowspec.planning.language import Opening
 from flowspec.schedule.events import GrowTree
 from flowspec.synthetic.guesses import Children
@@ -108,10 +109,8 @@ class Recording:
         for passage in self.passages:
             lines.append(json.dumps({"prompt": passage.prompt}))
             lines += [_line(position) for position in passage.positions]
-        try:
-            Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"the recording cannot be written to {path}: {error.strerror or error}") from None
+        with recording_file(path).replaced() as file:
+            file.write("\n".join(lines) + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Recording:
@@ -222,3 +221,8 @@ class RecordedGuesses:
             if found is not None:
                 return found
         return self._typical
+
+
+def recording_file(path: str | Path) -> OutputFile:
+    """Where a recording is to be written; to be checked before anything is recorded."""
+    return OutputFile(path, "the recording")

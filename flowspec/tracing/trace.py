@@ -5,16 +5,14 @@ The file is Chrome's trace format in JSON: ui.perfetto.dev and chrome://tracing 
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from flowspec.errors import ConfigurationError
+from flowspec.output import OutputFile
 from flowspec.tracing.bubbles import bubbles
 from flowspec.tracing.chrome import events_of, spans_of
 from flowspec.tracing.spans import Span
@@ -93,16 +91,12 @@ class Trace:
 
     def write(self, path: str | Path) -> None:
         """Write the file, or leave what was there; `ConfigurationError` when that cannot be done."""
-        path = Path(path)
         other = {"flowspec_trace": FORMAT, "nodes": list(self.nodes), **self.metadata}
-        try:
-            with _replacing(path) as file:
-                file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(other) + ', "traceEvents": [')
-                for number, event in enumerate(events_of(self.spans, self.nodes)):
-                    file.write(("\n" if number == 0 else ",\n") + json.dumps(event))
-                file.write("\n]}\n")
-        except OSError as error:
-            raise _unwritable(path, error) from None
+        with trace_file(path).replaced() as file:
+            file.write('{"displayTimeUnit": "ms", "otherData": ' + json.dumps(other) + ', "traceEvents": [')
+            for number, event in enumerate(events_of(self.spans, self.nodes)):
+                file.write(("\n" if number == 0 else ",\n") + json.dumps(event))
+            file.write("\n]}\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -149,56 +143,6 @@ def _worst_clock(traces: Sequence[Trace], node: str) -> dict[str, float]:
     return max(clocks, key=lambda clock: float(clock.get("error_seconds", 0.0)))
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise `ConfigurationError` when no trace could be written to `path`: asked before anything is started."""
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a directory")
-        if _is_special(path):
-            if not os.access(path, os.W_OK):
-                raise PermissionError(13, "permission denied")
-            return
-        target = path.resolve()
-        handle, trial = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        os.close(handle)
-        os.unlink(trial)
-    except OSError as error:
-        raise _unwritable(path, error) from None
-
-
-def _unwritable(path: Path, error: OSError) -> ConfigurationError:
-    return ConfigurationError(
-        f"the trace cannot be written to {path}: {error.strerror or error}",
-        hint="name a file in a directory that exists and may be written to",
-    )
-
-
-def _is_special(path: Path) -> bool:
-    """There is something, and it is no plain file."""
-    return path.exists() and not path.is_file()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` when it is complete, so that nobody ever reads half a trace.
-
-    A device or a pipe is written to as it is, and a link is followed.
-    """
-    if _is_special(path):
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    path = path.resolve()
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+def trace_file(path: str | Path) -> OutputFile:
+    """Where a trace is to be written; to be checked before anything is started."""
+    return OutputFile(path, "the trace")

@@ -13,7 +13,7 @@ from flowspec.errors import ConfigurationError
 from flowspec.tracing.chrome import events_of
 from flowspec.tracing.spans import KINDS, Span
 from flowspec.tracing.summary import summarise
-from flowspec.tracing.trace import Trace, check_writable
+from flowspec.tracing.trace import Trace, trace_file
 from tests.tracing.made import METADATA, NODES, SPANS, made
 
 
@@ -120,22 +120,22 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_to_is_known_before(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none" / "trace.json"):
         with pytest.raises(ConfigurationError, match="cannot be written"):
-            check_writable(path)
+            trace_file(path).check()
         with pytest.raises(ConfigurationError, match="cannot be written"):
             made().write(path)
-    check_writable(tmp_path / "trace.json")
+    trace_file(tmp_path / "trace.json").check()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_link_is_followed_and_what_is_no_plain_file_is_written_to_as_it_is(file: Path, tmp_path: Path) -> None:
     elsewhere, link, pipe = tmp_path / "elsewhere.json", tmp_path / "link.json", tmp_path / "pipe"
     link.symlink_to(elsewhere)
-    check_writable(link)
+    trace_file(link).check()
     made().write(link)
     assert link.is_symlink()
     assert elsewhere.read_text() == file.read_text()
     os.mkfifo(pipe)
-    check_writable(pipe)
+    trace_file(pipe).check()
     with ThreadPoolExecutor() as reader:
         came = reader.submit(pipe.read_text)
         made().write(pipe)
