@@ -19,7 +19,7 @@ class EagleHead(DraftHead):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__(config)
         self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=config.fc_bias)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         return features.to(self.device, self.dtype)

@@ -26,7 +26,7 @@ class Eagle3Head(DraftHead):
             self.fc_norm = nn.ModuleList(Norm(config.target_hidden_size, eps) for _ in config.taps)
         self.fc = nn.Linear(self.feature_size, size, bias=config.fc_bias)
         self.norm = Norm(size, eps)
-        self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=config.lm_head_bias)
+        self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False)
 
     def project(self, features: torch.Tensor) -> torch.Tensor:
         features = features.to(self.device, self.dtype)

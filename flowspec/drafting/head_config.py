@@ -39,7 +39,6 @@ class HeadConfig:
     output_bias: bool = False  # of the attention's output projection
     mlp_bias: bool = False
     fc_bias: bool = False
-    lm_head_bias: bool = False  # of the target's LM head, for EAGLE-1/2
     qk_norm: bool = False
     """RMSNorm of q and k per attention head, as in Qwen3."""
     norm_before_fc: bool = False

@@ -38,9 +38,7 @@ def build_head(config: HeadConfig) -> DraftHead:
 
 
 def target_shape(target: Checkpoint) -> TargetShape:
-    return TargetShape(
-        target.path, target.hidden_size, target.vocab_size, target.layer_count, "lm_head.bias" in target.files
-    )
+    return TargetShape(target.path, target.hidden_size, target.vocab_size, target.layer_count)
 
 
 def read_config(
@@ -62,7 +60,7 @@ def read_config(
 def borrowed(config: HeadConfig) -> frozenset[str]:
     """Names of the weights that are the target's."""
     embedding = set() if config.own_embedding else {"embed_tokens.weight"}
-    head = {"lm_head.weight", "lm_head.bias"} if config.kind == "eagle" else set()
+    head = {"lm_head.weight"} if config.kind == "eagle" else set()
     return frozenset(embedding | head)
 
 
@@ -152,8 +150,6 @@ def borrow(head: DraftHead, target: Checkpoint, dtype: torch.dtype, device: str 
         shape = (config.vocab_size, config.hidden_size)
         stored = EMBEDDING if target.tied else "lm_head.weight"
         _assign(head, "lm_head.weight", reader.parameter(stored, shape, last).to(device))
-        if config.lm_head_bias:
-            _assign(head, "lm_head.bias", reader.parameter("lm_head.bias", (config.vocab_size,), last).to(device))
 
 
 def _assign(head: nn.Module, name: str, tensor: torch.Tensor) -> None:
@@ -183,7 +179,6 @@ def config_for(kind: str, target: Checkpoint, taps: tuple[int, ...], **changes: 
         "hidden_act": str(model.hidden_act),
         "rms_norm_eps": float(model.rms_norm_eps),
         "context": target.context_limit,
-        "lm_head_bias": kind == "eagle" and "lm_head.bias" in target.files,
     }
     return HeadConfig(**{**settings, **({"rope": rope} if rope else {}), **changes})
 

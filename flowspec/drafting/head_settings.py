@@ -58,7 +58,6 @@ class TargetShape:
     hidden_size: int
     vocab_size: int
     layer_count: int
-    lm_head_bias: bool
 
 
 class Settings:
@@ -181,7 +180,6 @@ def read_settings(
         output_bias=overriding.flag("output_bias", output_bias),
         mlp_bias=overriding.flag("mlp_bias", model.flag("mlp_bias")),
         fc_bias=overriding.flag("fc_bias", found == "eagle" and model.flag("bias", True)),
-        lm_head_bias=found == "eagle" and target.lm_head_bias,
         qk_norm=overriding.flag("qk_norm", "speculators_model_type" in config and decoder["model_type"] == "qwen3"),
         norm_before_fc=found == "eagle3" and whole.flag("norm_before_fc"),
         fc_norm=found == "eagle3" and whole.flag("fc_norm"),

@@ -99,7 +99,7 @@ class LayerBlock:
             head = None
             if end == checkpoint.layer_count:
                 shared = stage.model.embed_tokens.weight if first == 0 and checkpoint.tied else None
-                head = LanguageHead(reader, norm, checkpoint.tied, shared, torch_dtype, narrow)
+                head = LanguageHead(reader, norm, shared, torch_dtype, narrow)
         settle = functools.partial(_arrange_layer, dtype=torch_dtype) if on_cpu else lambda _: None
         lean = adopt(stage.model.layers, first, end, settle)
         parts = [stage, head] if head else [stage]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 from dataclasses import dataclass
 from math import prod
@@ -62,7 +63,7 @@ def count_parameters(checkpoint: Checkpoint) -> Parameters:
             hint="the checkpoint is incomplete; fetch it again",
         )
     embedding = sizes.get("model.embed_tokens.weight", 0)
-    head = embedding if checkpoint.tied else sum(size for name, size in sizes.items() if name.startswith("lm_head."))
+    head = embedding if checkpoint.tied else sizes.get("lm_head.weight", 0)
     norm = sum(size for name, size in sizes.items() if name.startswith("model.norm."))
     return Parameters(tuple(layers), embedding, norm, head, checkpoint.tied)
 
@@ -71,8 +72,10 @@ def _sizes_from_config(checkpoint: Checkpoint) -> dict[str, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    config = copy.deepcopy(checkpoint.config)
+    config.tie_word_embeddings = checkpoint.tied
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(checkpoint.config)
+        model = AutoModelForCausalLM.from_config(config)
     return {name: parameter.numel() for name, parameter in model.named_parameters()}
 
 

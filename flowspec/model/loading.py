@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.nn import functional
 
 from flowspec.errors import ModelError
 from flowspec.model import attention
-from flowspec.model.weights import EMBEDDING, NORM, Checkpoint
+from flowspec.model.weights import EMBEDDING, HEAD, NORM, Checkpoint
 
 Progress = Callable[[int, int], None]
+
+OTHER_MODEL: Final = "the checkpoint is incomplete or of another architecture than its config says; fetch it again"
 
 
 class LanguageHead(torch.nn.Module):
@@ -26,7 +28,6 @@ class LanguageHead(torch.nn.Module):
         self,
         reader: TensorReader,
         norm: torch.nn.Module,
-        tied: bool,
         shared: torch.Tensor | None,
         dtype: torch.dtype,
         read_as: torch.dtype | None = None,
@@ -42,11 +43,10 @@ class LanguageHead(torch.nn.Module):
             self.shared: torch.Tensor | None = shared
             return
         self.shared = None
-        weight = reader.parameter(EMBEDDING if tied else "lm_head.weight", None, read_as or self.dtype)
-        self.linear = torch.nn.Linear(1, 1, bias=reader.has("lm_head.bias"), device="meta")
-        self.linear.weight = weight
-        if reader.has("lm_head.bias"):
-            self.linear.bias = reader.parameter("lm_head.bias", None, self.dtype)
+        checkpoint = reader.checkpoint
+        shape = checkpoint.vocab_size, checkpoint.hidden_size
+        self.linear = torch.nn.Linear(1, 1, bias=False, device="meta")
+        self.linear.weight = reader.parameter(EMBEDDING if checkpoint.tied else HEAD, shape, read_as or self.dtype)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden.to(self.dtype))
@@ -101,9 +101,6 @@ class TensorReader:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def has(self, name: str) -> bool:
-        return name in self.names
-
     def read(self, name: str) -> torch.Tensor:
         stored = self.checkpoint.stored(name)
         tensor: torch.Tensor = self._open[stored.file].get_tensor(name)
@@ -112,10 +109,13 @@ class TensorReader:
             self._progress(sum(self._read.values()), self._total)
         return tensor
 
-    def parameter(self, name: str, shape: tuple[int, ...] | None, dtype: torch.dtype) -> torch.nn.Parameter:
+    def parameter(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.nn.Parameter:
         stored = self.checkpoint.stored(name)
-        if shape is not None and stored.shape != shape:
-            raise ModelError(f"{self.checkpoint.path / stored.file}: {name} is {stored.shape}, expected {shape}")
+        if stored.shape != shape:
+            raise ModelError(
+                f"{self.checkpoint.path / stored.file}: {name} is {stored.shape}, the config says {shape}",
+                hint=OTHER_MODEL,
+            )
         return torch.nn.Parameter(self.read(name).to(dtype), requires_grad=False)
 
 
@@ -147,7 +147,7 @@ def load_stage(
             self.lm_head = identity()
             self.all_tied_weights_keys: dict[str, str] = {}
 
-    wanted = [name for name in reader.names if not name.startswith((NORM, "lm_head."))]
+    wanted = [name for name in reader.names if name != HEAD and not name.startswith(NORM)]
     tensors = {name: LazyTensor(reader, name) for name in wanted if first == 0 or name != EMBEDDING}
     # torch's grouped matrix product of experts has no float64; one expert at a time has.
     experts = {"experts_implementation": "eager"} if dtype == torch.float64 and hasattr(config, "num_experts") else {}
@@ -169,14 +169,15 @@ def load_stage(
 
 def _check(checkpoint: Checkpoint, report: dict[str, Any]) -> None:
     """What transformers would only log, and then go on with random weights, is an error here."""
-    hint = "the checkpoint is incomplete or of another architecture than its config says; fetch it again"
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{checkpoint.path}: {len(missing)} tensors are missing, the first is {missing[0]}", hint=hint)
+        raise ModelError(
+            f"{checkpoint.path}: {len(missing)} tensors are missing, the first is {missing[0]}", hint=OTHER_MODEL
+        )
     if mismatched := sorted(report["mismatched_keys"], key=str):
         name, stored, expected = mismatched[0]
         raise ModelError(
             f"{checkpoint.path}: {name} is {tuple(stored)}, the config says {tuple(expected)}",
-            hint=hint,
+            hint=OTHER_MODEL,
         )
 
 

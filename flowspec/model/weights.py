@@ -28,7 +28,7 @@ MAX_HEADER_BYTES: Final = 100_000_000
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 NORM: Final = "model.norm."
-HEAD: Final = "lm_head."
+HEAD: Final = "lm_head.weight"
 LAYER: Final = re.compile(r"^model\.layers\.(\d+)\.")
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
 VOLATILE: Final = frozenset({"transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache"})
@@ -95,8 +95,12 @@ class Checkpoint:
 
     @property
     def tied(self) -> bool:
-        """The LM head is the embedding."""
-        return bool(getattr(self.config, "tie_word_embeddings", False))
+        """The LM head is the embedding: the config says so, and no other is stored.
+
+        Where one is stored all the same, it is what counts: equal to the embedding it changes nothing, and transformers
+        does not tie the two when they differ.
+        """
+        return bool(getattr(self.config, "tie_word_embeddings", False)) and HEAD not in self.files
 
     @property
     def context_limit(self) -> int:
@@ -145,7 +149,7 @@ class Checkpoint:
         tail = end == self.layer_count
         if name == EMBEDDING:
             return first == 0 or (tail and self.tied)
-        return tail and (name.startswith(NORM) or (name.startswith(HEAD) and not self.tied))
+        return tail and (name.startswith(NORM) or name == HEAD)
 
     def stored_dtype(self, first: int, end: int) -> str | None:
         """What all tensors of layers [first, end) are stored in, as files call it ("BF16", ...); None if they differ.

@@ -144,7 +144,7 @@ DTYPES = {"d2t": "I64", "t2d": "BOOL"}
 def read_published(folder: Path, name: str, shapes: folders.Shapes | None = None) -> HeadConfig:
     config, published, hidden, vocabulary, layers, _ = PUBLISHED[name]
     written = HeadFolder(folders.write_header(folder, config, published if shapes is None else shapes, DTYPES))
-    found = read_config(written, TargetShape(Path("target"), hidden, vocabulary, layers, False))
+    found = read_config(written, TargetShape(Path("target"), hidden, vocabulary, layers))
     check_tensors(written, found)
     return found
 
@@ -190,6 +190,6 @@ def test_quantised_weights_are_refused(tmp_path: Path) -> None:
     shapes = PUBLISHED["EAGLE for Llama-2-7B"][1]
     config = PUBLISHED["EAGLE for Llama-2-7B"][0]
     folder = HeadFolder(folders.write_header(tmp_path, config, shapes, {"fc.weight": "I8"}))
-    found = read_config(folder, TargetShape(Path("target"), 4096, 32000, 32, False))
+    found = read_config(folder, TargetShape(Path("target"), 4096, 32000, 32))
     with pytest.raises(ModelError, match=r"fc\.weight is stored as I8"):
         check_tensors(folder, found)

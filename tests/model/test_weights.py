@@ -15,14 +15,15 @@ import safetensors
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from flowspec.demo import DRAFT_DIR, MODEL_DIR
 from flowspec.errors import ModelError
 from flowspec.model import layout
 from flowspec.model.block import LayerBlock
-from flowspec.model.weights import Checkpoint, read_header, resolve_model
+from flowspec.model.weights import EMBEDDING, HEAD, Checkpoint, read_header, resolve_model
 from tests.checkpoints import FAMILIES, write_tokenizer
-from tests.model.conftest import WriteCheckpoint
+from tests.model.conftest import WriteCheckpoint, oracle_logits
 from tests.model.running import Blocks
 
 SHARDED: dict[str, Any] = {"layers": 6, "shard_bytes": 60_000}
@@ -43,6 +44,13 @@ def damaged(checkpoint: WriteCheckpoint, tmp_path: Path) -> Callable[..., Path]:
 def edit_config(folder: Path, **changes: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    stored = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def test_a_stage_opens_only_the_files_that_hold_its_tensors(
@@ -166,6 +174,15 @@ def spoil(path: Path, how: str) -> str:
             header = content[8 : 8 + length].replace(b"model.norm.weight", b"model.xorm.weight")
             weights.write_bytes(content[:8] + header + content[8 + length :])
             return "the tensor model.norm.weight is missing"
+        case "an LM head with fewer rows":
+            edit_tensors(path, lambda tensors: tensors.update({HEAD: tensors[HEAD][:300]}))
+            return r"lm_head.weight is \(300, 32\), the config says \(352, 32\)"
+        case "an LM head with more rows":
+            edit_tensors(path, lambda tensors: tensors.update({HEAD: tensors[HEAD].repeat(2, 1)}))
+            return r"lm_head.weight is \(704, 32\), the config says \(352, 32\)"
+        case "an LM head of another width":
+            edit_tensors(path, lambda tensors: tensors.update({HEAD: tensors[HEAD][:, :16]}))
+            return r"lm_head.weight is \(352, 16\), the config says \(352, 32\)"
         case _:
             edit_config(path, intermediate_size=48)
             return "model.layers.0.mlp.*, the config says"
@@ -175,6 +192,7 @@ DAMAGES = [
     *("no directory", "no config", "config is not JSON", "config is a list", "config of nonsense", "unsupported"),
     *("no weights", "only bin", "truncated", "truncated in the header", "empty", "noise"),
     *("missing tensor", "missing layer", "missing norm", "other shape"),
+    *("an LM head with fewer rows", "an LM head with more rows", "an LM head of another width"),
 ]
 
 
@@ -185,6 +203,32 @@ def test_a_damaged_checkpoint_is_refused_with_the_file_and_what_to_do(damaged: C
     with pytest.raises(ModelError, match=named) as caught:
         LayerBlock.load(path, 0, Checkpoint(path).layer_count)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("cuts", [(0, 3), (0, 1, 3)])
+def test_a_stored_lm_head_counts_though_the_config_ties_it_to_the_embedding(
+    damaged: Callable[..., Path], cuts: tuple[int, ...]
+) -> None:
+    path = damaged(tied=True)
+    edit_tensors(path, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].flip(0)}))
+    found = Checkpoint(path)
+    blocks = Blocks(path, cuts)
+    assert torch.allclose(blocks.run_chain([1, 2, 3]), oracle_logits(path, [1, 2, 3]), atol=1e-10)
+    for block in blocks.blocks:
+        held = layout.block_bytes(found, block.first_layer, block.end_layer, "float64")
+        assert block.weight_bytes == held.weights
+    (path / "model.safetensors").rename(path / "other.safetensors")
+    index = {"weight_map": dict.fromkeys(found.files, "other.safetensors")}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "other.safetensors").unlink()
+    assert Checkpoint(path).parameters == found.parameters
+
+
+def test_a_bias_of_the_lm_head_is_ignored_as_transformers_ignores_it(damaged: Callable[..., Path]) -> None:
+    path = damaged()
+    edit_tensors(path, lambda tensors: tensors.update({"lm_head.bias": torch.ones(352, dtype=torch.float64)}))
+    assert torch.allclose(Blocks(path, (0, 3)).run_chain([1, 2, 3]), oracle_logits(path, [1, 2, 3]), atol=1e-10)
+    assert Checkpoint(path).parameters.head == 352 * 32
 
 
 def test_an_index_that_points_outside_its_directory_is_refused(damaged: Callable[..., Path]) -> None:
