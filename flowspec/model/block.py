@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -26,6 +26,12 @@ from flowspec.model.sampling import Sampler
 from flowspec.model.weights import Checkpoint
 from flowspec.wire.messages import FINAL
 from flowspec.wire.parameters import SamplingParameters
+
+WINDOWED: Final = ("mistral", "phi3", "qwen3_moe")
+"""Architectures with a sliding window in every layer, where the config names one."""
+WINDOWED_BY_LAYER: Final = ("qwen2", "qwen3", "ministral")
+"""Those with one in the layers that the config calls so. transformers takes a mistral that names kinds of layers for a
+ministral."""
 
 Observe = Callable[[int, torch.Tensor], None]
 _FamilyAngles = tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]
@@ -190,11 +196,14 @@ class LayerBlock:
 
 
 def _window(config: Any, index: int) -> int | None:
-    """Positions that layer `index` may look back (itself included), None for all."""
-    window = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    if types is not None and types[index] != "sliding_attention":
-        return None
+    """Positions that layer `index` may look back (itself included), None for all; as transformers' models read it.
+
+    A window in the config of another architecture means nothing, nor do kinds of layers where all are alike.
+    """
+    sliding = config.model_type in WINDOWED or (
+        config.model_type in WINDOWED_BY_LAYER and config.layer_types[index] == "sliding_attention"
+    )
+    window = config.sliding_window if sliding else None
     return int(window) if window else None
 
 

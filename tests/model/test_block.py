@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +90,28 @@ def test_every_path_of_a_tree_gives_what_it_gives_alone(
     for index in (0, 5, 9, 13):
         tokens = PROMPT + path_of(draft, index)
         assert close(logits[index], alone.fresh().run_chain(tokens)[-1]), index
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        *((family, {"sliding_window": 5}) for family in ("llama", "olmo2", "mistral", "phi3")),
+        *((family, {"sliding_window": 5, "use_sliding_window": False}) for family in ("qwen2", "qwen3", "qwen3-moe")),
+        *((family, {"sliding_window": 5, "use_sliding_window": True}) for family in ("qwen2", "qwen3", "qwen3-moe")),
+        ("qwen2", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 2}),
+        ("mistral", {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ("phi3", {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ("llama", {"sliding_window": 5, "layer_types": ["sliding_attention"] * 3}),
+    ],
+)
+def test_a_window_in_the_config_means_what_it_means_to_transformers(
+    checkpoint: WriteCheckpoint, tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    shutil.copytree(checkpoint(family), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config.pop("layer_types", None)
+    (tmp_path / "config.json").write_text(json.dumps({**config, **settings}))
+    assert close(Blocks(tmp_path, (0, 1, 3)).run_chain(PROMPT, 8), oracle_logits(tmp_path, PROMPT))
 
 
 @pytest.mark.parametrize("seed", range(4))
