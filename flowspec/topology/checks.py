@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, get_args
 
 from flowspec.errors import TopologyError
 from flowspec.topology.hosts import canonical_host
-from flowspec.topology.keys import check_keys
 from flowspec.topology.profiles import load_profile
 from flowspec.topology.sections import (
     DEMO_DRAFTERS,
@@ -43,7 +42,6 @@ def check_topology(topology: Topology) -> None:
     _check_layers([(index, node) for index, node in enumerate(topology.nodes) if node.role == "stage"])
     _check_links(topology)
     _check_spares(topology)
-    check_keys(topology)
     _check_emulation(topology)
     _check_synthetic(topology)
     drafter = topology.drafter

@@ -14,13 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, ValidationInfo, model_validator
 
 from flowspec.errors import TopologyError
 from flowspec.topology.checks import check_topology, port_count
 from flowspec.topology.document import Document, read_document, write_document
 from flowspec.topology.hosts import canonical_host, free_ports, is_this_machine
-from flowspec.topology.keys import Keys
+from flowspec.topology.keys import Keys, check_keys
 from flowspec.topology.profiles import emulation_of, load_profile
 from flowspec.topology.reading import first_error, with_full_paths
 from flowspec.topology.sections import (
@@ -107,8 +107,9 @@ class Topology(Section):
     _document: Document = PrivateAttr(default_factory=lambda: Document(None))
 
     @model_validator(mode="after")
-    def _check(self) -> Topology:
+    def _check(self, info: ValidationInfo) -> Topology:
         check_topology(self)
+        check_keys(self, complete=(info.context or {}).get("keys_complete", True))
         return self
 
     def __eq__(self, other: object) -> bool:
@@ -128,13 +129,18 @@ class Topology(Section):
         return cls.from_document(document, directory=Path(path).resolve().parent)
 
     @classmethod
-    def from_document(cls, document: Document, *, directory: Path | None = None) -> Topology:
-        """A checked topology of plain values; raises `TopologyError` with the document's lines."""
+    def from_document(
+        cls, document: Document, *, directory: Path | None = None, keys_complete: bool = True
+    ) -> Topology:
+        """A checked topology of plain values; raises `TopologyError` with the document's lines.
+
+        Without `keys_complete`, nodes may lack keys and keys their nodes: for who is about to mend that.
+        """
         if not isinstance(document.value, dict):
             raise document.error("a topology is a mapping with the key `nodes`")
         value = document.value if directory is None else with_full_paths(document.value, directory)
         try:
-            topology = cls.model_validate(value)
+            topology = cls.model_validate(value, context={"keys_complete": keys_complete})
         except ValidationError as error:
             raise first_error(error, document, cls) from None
         topology._document = document
