@@ -18,7 +18,7 @@ import pytest
 SOURCES = Path(__file__).parent.parent / "flowspec"
 
 LEVELS = (
-    {"errors", "demo", "program", "output"},
+    {"errors", "demo", "program", "output", "printable"},
     {"wire", "topology", "tracing"},
     {"transport"},
     {"runtime", "schedule", "synthetic", "model", "drafting"},

@@ -112,7 +112,11 @@ class SingleProcess:
 
         def load(name: str) -> Any:
             loaded = AutoModelForCausalLM.from_pretrained(
-                str(resolve_model(name)), dtype=torch.float32, local_files_only=True, attn_implementation="sdpa"
+                str(resolve_model(name)),
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
             ).eval()
             # No EOS, and nothing of what a checkpoint recommends: that is for flowspec off, too.
             loaded.generation_config = GenerationConfig(pad_token_id=0)

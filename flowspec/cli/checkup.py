@@ -122,8 +122,15 @@ def check_names(topology: Topology) -> Iterator[Finding]:
             advice = "write an address in the topology, or add the name to the network's names or /etc/hosts"
             yield Finding("names", host, "bad", f"is not known here: {error}", advice)
             continue
-        addresses = ", ".join(dict.fromkeys(str(place[4][0]) for place in found))
-        yield Finding("names", host, "ok", addresses if addresses != host else "an address")
+        places = list(dict.fromkeys(str(place[4][0]) for place in found))
+        addresses = ", ".join(places)
+        if host == addresses:
+            yield Finding("names", host, "ok", "an address")
+        elif not topology.is_local() and all(place.startswith(LOOPBACK) for place in places):
+            advice = "write the device's address in the network as `host`, or `bind: 0.0.0.0` on that device"
+            yield Finding("names", host, "bad", f"is {addresses} here, which no other machine can reach", advice)
+        else:
+            yield Finding("names", host, "ok", addresses)
 
 
 def check_ports(topology: Topology, here: set[str], running: set[str]) -> Iterator[Finding]:

@@ -206,18 +206,20 @@ def _key_beside(topology: Topology | None) -> Path | None:
 
 async def _generate(call: Call) -> int:
     from flowspec.cli.render import statistics_line
+    from flowspec.printable import printable
 
+    shown = printable if sys.stdout.isatty() else str
     async with _pipeline(call) as client:
         stream = client.stream(call.prompt, trace=call.trace is not None, **call.options)
         async for chunk in stream:
             if not call.as_json:
-                sys.stdout.write(chunk.text)
+                sys.stdout.write(shown(chunk.text))
                 sys.stdout.flush()
         generation, started = stream.generation, stream.started
-        model, dtype = call.check_model, call.dtype
-        if call.check and call.topology is None and (model is None or dtype is None):
+        model, dtype, context = call.check_model, call.dtype, None
+        if call.check and call.topology is None:
             status = await client.status()
-            model, dtype = model or status.model, dtype or status.nodes[0].dtype
+            model, dtype, context = model or status.model, dtype or status.nodes[0].dtype, status.context_limit
     if started is None or generation.stats is None:
         raise PipelineError("the coordinator ended the request before it had begun")
     if not call.as_json:
@@ -233,10 +235,16 @@ async def _generate(call: Call) -> int:
 
         if call.topology is not None:
             model, dtype = call.topology.draft_node.model, call.topology.tail.dtype
+            context = call.topology.limits.context
         assert model is not None
         assert dtype is not None
         report = check_generation(
-            model, generation.prompt_token_ids, generation.token_ids, started.sampling, dtype=dtype
+            model,
+            generation.prompt_token_ids,
+            generation.token_ids,
+            started.sampling,
+            dtype=dtype,
+            context=context,
         )
         print(report.text(), file=sys.stderr)
     if call.as_json:

@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.text import Text
 
     from flowspec.wire.messages import NodeStatus, Status
 
@@ -102,7 +103,7 @@ def picture(found: Status, before: Status | None = None) -> Group:
         nodes.add_column(name, justify="right")
     earlier = {each.name: each for each in before.nodes} if before else {}
     for each in found.nodes:
-        nodes.add_row(*_row(each, earlier.get(each.name), since))
+        nodes.add_row(*map(_plain, _row(each, earlier.get(each.name), since)))
     sessions = Table(box=box.SIMPLE, pad_edge=False)
     sessions.add_column("session")
     sessions.add_column("policy")
@@ -110,10 +111,18 @@ def picture(found: Status, before: Status | None = None) -> Group:
         sessions.add_column(name, justify="right")
     for live in found.live:
         speed = live.tokens / live.seconds if live.seconds > 0 else 0.0
-        sessions.add_row(
-            live.session, live.policy, str(live.prompt), str(live.tokens), f"{live.seconds:.1f}", f"{speed:.1f}"
-        )
-    return Group(*head, nodes, *([sessions] if found.live else []))
+        counts = (str(live.prompt), str(live.tokens), f"{live.seconds:.1f}", f"{speed:.1f}")
+        sessions.add_row(*map(_plain, (live.session, live.policy, *counts)))
+    return Group(*map(_plain, head), nodes, *([sessions] if found.live else []))
+
+
+def _plain(text: str) -> Text:
+    """Nothing in it is markup: nodes and clients have names, and models paths, that others chose."""
+    from rich.text import Text
+
+    from flowspec.printable import printable
+
+    return Text(printable(text))
 
 
 def _row(each: NodeStatus, before: NodeStatus | None, since: float) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import torch
 
 from flowspec.errors import FlowspecError, PipelineError, TransportError
 from flowspec.model.synthetic_block import AnyBlock
+from flowspec.program import debugging
 from flowspec.roles.departure import Departure
 from flowspec.roles.examination import answer_examination, facts_of
 from flowspec.roles.figures import stage_figures
@@ -64,6 +65,11 @@ HELLO_INTERVAL = 0.2
 
 FAREWELL_SECONDS = 0.5
 """For the last word of a stage that was told to stop to find room in the return pipe."""
+
+ACCELERATOR_ERRORS: tuple[type[Exception], ...] = (
+    (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+)
+"""After one of these nothing can be computed in this process any more."""
 
 Handler = Callable[[Envelope], Awaitable[None]]
 Progress = Callable[[str, int, int], None]
@@ -368,7 +374,14 @@ class StageNode(Node):
             return await self._compute.run(self._compute_and_send, session, segment, hidden)
         except FlowspecError as error:
             await self._give_up(session, str(error))
-            return Step(DraftTokens(), None, 0), 0, None
+        except ACCELERATOR_ERRORS:
+            raise
+        except Exception as error:
+            # One request must not end everybody's.
+            reason = f"{type(error).__name__}: {error}"
+            logger.error("%s cannot compute a segment: %s", self.name, reason, exc_info=debugging())
+            await self._give_up(session, reason)
+        return Step(DraftTokens(), None, 0), 0, None
 
     def _compute_and_send(
         self, session: StageSession, segment: Segment, hidden: torch.Tensor | None

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import IO, Literal, get_args
 
 from flowspec.errors import ConfigurationError
+from flowspec.printable import printable
 
 Format = Literal["auto", "human", "json"]
 LEVELS = ("debug", "info", "warning", "error")
@@ -25,6 +26,13 @@ MAX_MESSAGE = 8192
 """Characters of a message in a JSON line; a peer may have a part in it."""
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class Readable(logging.Formatter):
+    """For a terminal. What a peer has a part in can neither steer it nor look like a line of its own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record)).replace("\n", "\n  ")
 
 
 class JsonLines(logging.Formatter):
@@ -97,5 +105,5 @@ def _for_people(stream: IO[str], node: str | None) -> logging.Handler:
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     handler = RichHandler(console=console, show_path=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
-    handler.setFormatter(logging.Formatter(f"{node}: %(message)s" if node else "%(message)s"))
+    handler.setFormatter(Readable(f"{node}: %(message)s" if node else "%(message)s"))
     return handler

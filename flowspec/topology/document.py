@@ -167,16 +167,24 @@ def _dotted(key: Key) -> str | None:
     return ".".join(str(part) for part in key) or None
 
 
-def _read_float(text: str) -> float:
-    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
-
-
 _TAG = "tag:yaml.org,2002:"
 _MERGE = f"{_TAG}merge"
 
 
 class _Loader(yaml.SafeLoader):
-    """Resolves plain scalars as the core schema of YAML 1.2 does; gives up early where brackets nest without end."""
+    """Resolves plain scalars as the core schema of YAML 1.2 does; gives up early where there is no end of it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._composed = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # Keys are nodes as well as values, and what an alias stands for counts again.
+        self._composed += 1
+        if self._composed > 2 * MAX_VALUES:
+            raise yaml.YAMLError(TOO_MUCH)
+        composed: yaml.Node | None = super().compose_node(parent, index)
+        return composed
 
     def fetch_flow_collection_start(self, token: Any) -> None:
         # A scanner that looks for keys takes time that grows with the square of the depth.

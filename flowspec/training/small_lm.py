@@ -42,7 +42,10 @@ class SmallLmStudent:
         from transformers import AutoModelForCausalLM
 
         Checkpoint(folder)  # says what is wrong with a folder that holds no model
-        take_weights(self.module, AutoModelForCausalLM.from_pretrained(str(folder), dtype=torch.float32), folder)
+        found = AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
+        take_weights(self.module, found, folder)
 
     def states(self, tokens: torch.Tensor, observed: Observed) -> torch.Tensor:
         hidden: torch.Tensor = self._model.model(tokens, use_cache=False).last_hidden_state

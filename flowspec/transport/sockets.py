@@ -44,6 +44,10 @@ SENDERS = (zmq.PUSH, zmq.PUB)
 """The sockets that send ZeroMQ's heartbeats. None that receives may: when its queue is full and its peer goes away, the
 next heartbeat is a failed assertion of libzmq 4.3.5 (`stream_engine_base.cpp`), which ends the whole process."""
 
+ANSWER_BYTES = 2048
+"""Of what a peer says to a socket that only sends: its part of the handshake, and what it subscribes to. libzmq keeps a
+subscription as a tree with a node for each byte, fifty times its size."""
+
 
 @dataclass(frozen=True, slots=True)
 class SocketOptions:
@@ -103,7 +107,7 @@ class SocketSet:
         socket.handshake_ivl = options.handshake_ms
         socket.linger = 0
         socket.sndhwm = socket.rcvhwm = depth
-        socket.maxmsgsize = (limits or options.limits).frame_bytes
+        socket.maxmsgsize = ANSWER_BYTES if kind in SENDERS else (limits or options.limits).frame_bytes
         socket.tcp_keepalive = 1
         socket.tcp_keepalive_idle = socket.tcp_keepalive_cnt = options.keepalive_seconds
         socket.tcp_keepalive_intvl = 1
@@ -199,7 +203,22 @@ async def _numeric(host: str, owner: str) -> str:
         found = await asyncio.get_running_loop().getaddrinfo(host, None)
     except OSError as error:
         raise TransportError(f"the name {host} is not known here: {error}", node=owner) from error
-    return str(found[0][4][0])
+    return preferred(host, [str(place[4][0]) for place in found], owner)
+
+
+def preferred(name: str, addresses: Sequence[str], owner: str) -> str:
+    """The one of a name's addresses to listen on."""
+    # Many systems know themselves by their own name as 127.0.1.1, and perhaps by an address of the network besides.
+    outside = [address for address in addresses if not ipaddress.ip_address(address.partition("%")[0]).is_loopback]
+    if not outside:
+        logger.warning(
+            "%s listens on %s, which is what %s is here: no other machine can reach it. If others are to, "
+            "write an address of this machine as its `host`, or `bind: 0.0.0.0`",
+            owner,
+            addresses[0],
+            name,
+        )
+    return (outside or addresses)[0]
 
 
 async def _terminate(context: zmq.Context[zmq.Socket[bytes]]) -> None:

@@ -129,7 +129,7 @@ def _step(codec: Codec, direction: str, index: int, source: str) -> str:
 
 def _field_difference(label: str, names: frozenset[str], plain: dict[Any, Any]) -> str:
     missing = sorted(names - plain.keys())
-    unknown = sorted(str(key)[:40] for key in plain.keys() - names)[:8]
+    unknown = sorted(ascii(key)[:40] for key in plain.keys() - names)[:8]
     parts = [f"{word} {', '.join(found)}" for word, found in (("missing", missing), ("unknown", unknown)) if found]
     return f"{label}: fields {'; '.join(parts)}"
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
+from flowspec.cli.checkup import check_names
 from flowspec.cli.doctor import judge
 from flowspec.cli.main import main
 from flowspec.cli.status import as_values, picture
@@ -19,7 +22,7 @@ from flowspec.roles.coordinator import Coordinator
 from flowspec.roles.stage import StageNode
 from flowspec.topology import Topology
 from flowspec.topology.hosts import free_ports
-from flowspec.wire.messages import Diagnosis, LinkFacts, NodeFacts
+from flowspec.wire.messages import Diagnosis, LinkFacts, NodeFacts, SessionStatus, Status
 from tests.checkpoints import write_checkpoint
 from tests.security.rings import with_keys
 from tests.transport.opened import soon
@@ -75,6 +78,39 @@ async def test_status_counts_requests_and_tokens_and_fits_80_columns(running: tu
     assert max(map(len, shown.splitlines())) <= 80
     assert "stage-2" in shown
     assert "1 requests finished, 1 failed" in shown
+
+
+def test_the_status_shows_names_as_they_are_and_steers_no_terminal() -> None:
+    from rich.console import Console
+
+    for model, shown in (
+        ("/models/[old]/[/x]/[red]", "/models/[old]/[/x]/[red]"),
+        ("\x1b]0;owned\x07", r"\x1b]0;owned"),
+    ):
+        live = SessionStatus(session=model, policy="flowspec", prompt=1, tokens=1, seconds=1.0)
+        found = Status(
+            "", ready=True, model=model, policy="", drafter="", sessions=1, nodes=(), context_limit=1, live=(live,)
+        )
+        console = Console(width=120, record=True, file=io.StringIO(), force_terminal=True)
+        console.print(picture(found))
+        assert console.export_text().count(shown) == 2
+
+
+@pytest.mark.parametrize(("address", "state"), [("127.0.1.1", "bad"), ("192.0.2.7", "ok")])
+def test_the_doctor_sees_a_name_that_others_cannot_reach(
+    monkeypatch: pytest.MonkeyPatch, address: str, state: str
+) -> None:
+    """As /etc/hosts of Debian has a machine's own name."""
+    look_up = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *rest, **more: look_up(address if host == "pi" else host, *rest, **more)
+    )
+    nodes = Topology.local(stages=1).as_values()["nodes"]
+    for node, host in zip(nodes, ("pi", "192.0.2.8"), strict=True):
+        node["host"] = host
+    topology = Topology.local(stages=1).replace(nodes=nodes)
+    found = {finding.subject: finding.state for finding in check_names(topology)}
+    assert found == {"pi": state, "192.0.2.8": "ok"}
 
 
 async def test_the_doctor_measures_every_link_and_hears_every_node(running: tuple[Topology, Client]) -> None:

@@ -165,16 +165,21 @@ async def test_rows_are_freed_when_the_end_of_a_session_is_lost(model: Path) -> 
         await nothing_left(running)
 
 
-async def test_what_always_fails_at_a_stage_ends_with_the_stage_and_its_reason(model: Path) -> None:
+@pytest.mark.parametrize("error", [PipelineError("the accelerator is on fire"), IndexError("index on fire")])
+async def test_what_always_fails_at_a_stage_ends_with_the_stage_and_its_reason(model: Path, error: Exception) -> None:
     async with failing(model) as running:
         stage = running.stages[1]
+        forward, before = stage.block.forward, stage.incarnation
 
         def broken(*_: object, **__: object) -> None:
-            raise PipelineError("the accelerator is on fire", node=stage.name)
+            raise error
 
         stage.block.forward = broken  # type: ignore[method-assign]
         with pytest.raises(PipelineError, match=r"stage-2.*on fire"):
             await complete(running, PROMPT, "flowspec")
+        stage.block.forward = forward  # type: ignore[method-assign]
+        assert list((await complete(running, PROMPT, "flowspec")).token_ids) == alone(model, PROMPT, 24)
+        assert stage.incarnation == before
 
 
 async def test_a_stage_that_nobody_replaces_ends_its_requests_in_time_with_name_and_tokens(model: Path) -> None:

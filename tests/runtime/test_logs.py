@@ -57,6 +57,17 @@ def test_people_get_lines_without_json() -> None:
     assert "{" not in stream.getvalue()
 
 
+def test_what_a_peer_says_neither_steers_a_terminal_nor_looks_like_a_line_of_its_own() -> None:
+    stream = io.StringIO()
+    logs.configure_logs("human", "info", node="draft", stream=stream)
+    logger.warning("from %s", "\x1b]0;owned\x07\r\x9b2J\nERROR all keys were revoked\tnow")
+    first, second = stream.getvalue().splitlines()
+    assert r"\x1b]0;owned\x07\x0d\x9b2J" in first
+    assert second.rstrip().endswith("  ERROR all keys were revoked\tnow".expandtabs()) or "\tnow" in second
+    assert second.startswith("  ")
+    assert not set("\x1b\x07\r\x9b") & set(stream.getvalue())
+
+
 @pytest.mark.parametrize(("log_format", "level"), [("xml", "info"), ("json", "loud")])
 def test_unknown_formats_and_levels_are_refused(log_format: str, level: str) -> None:
     with pytest.raises(ConfigurationError, match="there is no log"):

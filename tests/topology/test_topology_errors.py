@@ -253,6 +253,8 @@ def test_documents_without_measure_are_refused(tmp_path: Path) -> None:
         for before, name in zip("abcdefg", "bcdefgh", strict=True)
     )
     assert "too many values" in str(load_error(tmp_path, laughs))
+    aliases = "a: &a [1]\n" + "".join(f"k{number}: [*a, *a]\n" for number in range(10_000))
+    assert "not YAML: too many values" in str(load_error(tmp_path, aliases))
     assert "nested too deeply" in str(load_error(tmp_path, "model: &loop [*loop]"))
     assert "larger than" in str(load_error(tmp_path, "#" * 1024 * 1024 + "\n"))
 

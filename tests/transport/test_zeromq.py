@@ -16,7 +16,7 @@ import zmq.asyncio
 from flowspec.errors import TransportError, VersionMismatch
 from flowspec.topology import Topology
 from flowspec.transport.base import MAX_PEERS_COUNTED, ChannelClosed, Receiver
-from flowspec.transport.sockets import SocketOptions, SocketSet
+from flowspec.transport.sockets import ANSWER_BYTES, SocketOptions, SocketSet, preferred
 from flowspec.transport.zeromq import ZeroMQTransport
 from flowspec.wire.frames import FrameLimits, decode, encode
 from flowspec.wire.messages import PROTOCOL_VERSION, Beacon, Close, Credit, Failed, StatusQuery
@@ -321,6 +321,28 @@ async def test_names_and_wildcards_can_be_listened_on(opened: Opened) -> None:
         await sockets.close(0)
 
 
+def test_a_name_is_an_address_of_the_network_where_it_has_one(caplog: pytest.LogCaptureFixture) -> None:
+    """Debian's /etc/hosts calls a machine by its own name 127.0.1.1."""
+    assert preferred("pi", ["127.0.1.1", "::1", "192.0.2.7", "192.0.2.8"], "draft") == "192.0.2.7"
+    assert preferred("pi", ["fe80::1%eth0"], "draft") == "fe80::1%eth0"
+    assert not caplog.records
+    assert preferred("pi", ["127.0.1.1", "::1"], "draft") == "127.0.1.1"
+    assert "draft listens on 127.0.1.1, which is what pi is here: no other machine can reach it" in caplog.text
+
+
+async def test_a_peer_cannot_fill_a_publisher_with_one_subscription(opened: Opened, plain: Plain) -> None:
+    coordinator = await opened.coordinator(ZeroMQTransport())
+    stage = await opened.stage(ZeroMQTransport(), "stage-1")
+    await hears(stage.broadcasts, coordinator.hints, Beacon("before", ()))
+    greedy = plain.socket(zmq.SUB, connect=f"tcp://127.0.0.1:{opened.topology.draft_node.port + 2}")
+    greedy.monitor("inproc://greedy", zmq.EVENT_DISCONNECTED)
+    watch = plain.socket(zmq.PAIR, connect="inproc://greedy")
+    greedy.subscribe(b"x" * (2 * ANSWER_BYTES))
+    await soon(watch.recv_multipart())
+    greedy.monitor(None, 0)
+    await hears(stage.broadcasts, coordinator.hints, Beacon("after", ()))
+
+
 async def test_an_address_of_another_machine_cannot_be_listened_on(opened: Opened) -> None:
     sockets = SocketSet("node-7", SocketOptions(), insecure=True)
     try:
@@ -343,8 +365,9 @@ async def test_channels_are_bounded_and_watched_by_heartbeats(topology: Topology
     try:
         socket = sockets.create(zmq.PUSH, "out", options.pipe_depth).plain
         assert (socket.sndhwm, socket.rcvhwm, socket.linger) == (64, 64, 0)
-        assert socket.maxmsgsize == options.limits.frame_bytes
+        assert socket.maxmsgsize == ANSWER_BYTES
         assert (socket.heartbeat_ivl, socket.heartbeat_timeout, socket.tcp_keepalive) == (1000, 30_000, 1)
-        assert sockets.create(zmq.PULL, "in", options.pipe_depth).plain.heartbeat_ivl == 0
+        receiver = sockets.create(zmq.PULL, "in", options.pipe_depth).plain
+        assert (receiver.heartbeat_ivl, receiver.maxmsgsize) == (0, options.limits.frame_bytes)
     finally:
         await sockets.close(0)
