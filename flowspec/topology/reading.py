@@ -71,7 +71,9 @@ def first_error(error: ValidationError, document: Document, schema: type[BaseMod
 
 def _located(detail: ErrorDetails, document: Document, schema: type[BaseModel]) -> TopologyError:
     context = detail.get("ctx", {})
-    key: Key = (*detail["loc"], *context.get("key", ()))
+    # A key of a mapping that is wrong itself is cited, not what pydantic puts behind it.
+    place = detail["loc"][:-1] if detail["loc"][-1:] == ("[key]",) else detail["loc"]
+    key: Key = (*place, *context.get("key", ()))
     kind = detail["type"]
     if kind == "extra_forbidden":
         known = _known_keys(schema, key[:-1])

@@ -6,6 +6,7 @@ Checks what one value or one section can tell. What two nodes have to do with ea
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Annotated, Any, Literal, cast
 
@@ -32,6 +33,12 @@ _UNITS = {"B": 1} | {
     for infix, base in (("", 1000), ("i", 1024))
 }
 _LAYERS = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*")
+
+LEAST_CACHE = 1024**2
+"""Bytes; less holds no session of any model, and is a size whose unit was forgotten."""
+
+SHOWN = 60
+"""Characters of a value that an error repeats."""
 
 
 def refuse(message: str, *key: str | int) -> PydanticCustomError:
@@ -63,14 +70,53 @@ def _parse_layers(value: object) -> tuple[int, int] | Literal["auto"]:
     return first, last + 1
 
 
-def _parse_auto(value: object) -> object:
-    return None if value == "auto" else value
+def _parse_threads(value: object) -> object:
+    if value == "auto":
+        return None
+    if value is not None and type(value) is not int:
+        raise refuse(f"{_shown(value)} is no number of threads; write e.g. 4, or auto")
+    return value
+
+
+def _matching(pattern: str, otherwise: str) -> AfterValidator:
+    """Texts that match as a whole; of others an error says that they are `otherwise`."""
+    compiled = re.compile(pattern)
+
+    def check(value: str) -> str:
+        if compiled.fullmatch(value) is None:
+            raise refuse(f"{_shown(value)} is {otherwise}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _shown(value: object) -> str:
+    return repr(value[:SHOWN]) if isinstance(value, str) else repr(value)[:SHOWN]
+
+
+def _an_address(host: str) -> str:
+    """What looks like an address is one. A resolver would take 10.1 for 10.0.0.1, which nobody means."""
+    try:
+        if set(host) <= set("0123456789."):
+            ipaddress.IPv4Address(host)
+        elif ":" in host:
+            ipaddress.IPv6Address(host)
+    except ValueError:
+        kind, more = ("an IPv6", "; a port stands under `port`") if ":" in host else ("an IPv4", "")
+        raise refuse(f"{_shown(host)} looks like {kind} address and is none{more}") from None
+    return host
 
 
 def _one_machine(host: str) -> str:
     if host in ("0.0.0.0", "::"):
         raise refuse(f"{host} is no machine that others can reach; name one here, and write {host} as `bind`")
     return host
+
+
+def _room_for_caches(size: int) -> int:
+    if size < LEAST_CACHE:
+        raise refuse(f"{size} bytes are no room for a cache; write 1MiB or more (a number without a unit counts bytes)")
+    return size
 
 
 def _or_auto(value: object) -> object:
@@ -93,14 +139,32 @@ PolicyName = Literal["flowspec", "autoregressive", "chunked", "pruned", "pipedec
 """The policies of `flowspec.schedule.policies.POLICIES`, which a topology knows by name only."""
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+Device = Annotated[
+    str, _matching(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", "no device; write cpu, cuda, cuda:1, mps, or auto")
+]
 Threads = Annotated[
-    Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_parse_auto), PlainSerializer(_or_auto)
+    Annotated[int, Field(ge=1, le=1024)] | None, BeforeValidator(_parse_threads), PlainSerializer(_or_auto)
 ]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:%-]{1,255}$"), AfterValidator(_one_machine)]
-BindHost = Annotated[str, Field(pattern=r"^([A-Za-z0-9_.:%-]{1,255}|\*)$")]
+Name = Annotated[
+    str,
+    _matching(
+        r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}",
+        "no name: a name is letters, digits, '.', '_' and '-', at most 64, and begins with a letter or digit",
+    ),
+]
+_HOST = r"[A-Za-z0-9_.:%-]{1,255}"
+Host = Annotated[
+    str,
+    _matching(_HOST, "no host; write a name, an IPv4 or an IPv6 address"),
+    AfterValidator(_an_address),
+    AfterValidator(_one_machine),
+]
+BindHost = Annotated[
+    str,
+    _matching(rf"{_HOST}|\*", "nowhere to listen; write a name, an IPv4 or an IPv6 address, or *"),
+    AfterValidator(_an_address),
+]
 
 
 class Section(BaseModel):
@@ -326,7 +390,7 @@ class Limits(Section):
     """Requests that are decoded at the same time; more wait."""
     waiting: Annotated[int, Field(ge=0, le=100_000)] = 32
     """Requests that wait for their turn, first come, first served; more are refused."""
-    memory: Size = 2 * 1024**3
+    memory: Annotated[Size, AfterValidator(_room_for_caches)] = 2 * 1024**3
     """Bytes that a node may spend on caches."""
     queue: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Messages that wait at a channel before its sender has to wait."""

@@ -276,7 +276,7 @@ def test_where_nodes_share_cores_the_draft_node_has_one_for_itself() -> None:
     [("1B", 1), ("3KB", 3000), ("2GiB", 2 * 1024**3), ("1.5 MiB", 1536 * 1024), (4096, 4096)],
 )
 def test_sizes_have_units(written: object, size: int) -> None:
-    assert Topology.local(limits={"memory": written}).limits.memory == size
+    assert Topology.local(limits={"message": written}).limits.message == size
 
 
 def test_words_that_other_yaml_takes_for_values_are_strings(tmp_path: Path) -> None:

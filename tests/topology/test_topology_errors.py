@@ -40,7 +40,23 @@ MISTAKES = (
     Mistake("no nodes", GOOD[GOOD.index("nodes") :], "", 1, "nodes", "this key is missing"),
     Mistake("an empty list of nodes", GOOD[GOOD.index("nodes") :], "nodes: []", 2, "nodes", "there is no draft node"),
     Mistake("a name twice", "name: two", "name: one", 5, "nodes.2.name", "'one' is the name of nodes.1 already"),
-    Mistake("a name with a blank", "name: two", "name: the two", 5, "nodes.2.name", "match pattern"),
+    Mistake(
+        "a name with a blank",
+        "name: two",
+        "name: the two",
+        5,
+        "nodes.2.name",
+        "'the two' is no name: a name is letters, digits, '.', '_' and '-', at most 64, and begins with",
+    ),
+    Mistake("a name without an end", "name: two", f"name: {'x' * 65}", 5, "nodes.2.name", f"'{'x' * 60}' is no name"),
+    Mistake(
+        "a key's owner with a blank",
+        "model: demo",
+        "keys:\n  nodes: {}\n  clients: {my laptop: x}",
+        3,
+        "keys.clients.my laptop",
+        "'my laptop' is no name: a name is letters",
+    ),
     Mistake("an unknown role", "role: draft", "role: tail", 3, "nodes.0.role", "'draft' or 'stage', not 'tail'"),
     Mistake("no draft node", "role: draft", "role: stage", 2, "nodes", "there is no draft node"),
     Mistake(
@@ -73,10 +89,20 @@ MISTAKES = (
         "on 10.0.0.1, one takes port 5702, and draft takes ports 5700-5702",
     ),
     Mistake("a host for nobody", "host: 10.0.0.2", "host: 0.0.0.0", 4, "nodes.1.host", "write 0.0.0.0 as `bind`"),
-    Mistake("a host with a blank", "host: 10.0.0.2", "host: 10.0 .0.2", 4, "nodes.1.host", "match pattern"),
+    Mistake("a host with a blank", "host: 10.0.0.2", "host: 10.0 .0.2", 4, "nodes.1.host", "'10.0 .0.2' is no host"),
+    Mistake(
+        "numbers that are no address", "10.0.0.2", "999.1.1.1", 4, "nodes.1.host", "looks like an IPv4 address and is"
+    ),
+    Mistake("an address in short", "10.0.0.2", "'10.2'", 4, "nodes.1.host", "looks like an IPv4 address and is none"),
+    Mistake("a port in the host", "10.0.0.2", "'10.0.0.2:57'", 4, "nodes.1.host", "is none; a port stands under"),
+    Mistake("a bind of no address", "layers: 4-7", "bind: 0.0.0", 5, "nodes.2.bind", "looks like an IPv4 address"),
+    Mistake("a bind of a range", "layers: 4-7", "bind: 10.0.0.0/8", 5, "nodes.2.bind", "'10.0.0.0/8' is nowhere to"),
     Mistake("an unknown dtype", "model: demo", "dtype: int4", 1, "dtype", "not 'int4'"),
-    Mistake("an unknown device", "model: demo", "device: tpu", 1, "device", "not 'tpu'"),
+    Mistake("an unknown device", "model: demo", "device: gpu", 1, "device", "'gpu' is no device; write cpu, cuda"),
     Mistake("no threads", "model: demo", "threads: 0", 1, "threads", "greater than or equal to 1"),
+    Mistake("a word for threads", "model: demo", "threads: many", 1, "threads", "write e.g. 4, or auto"),
+    Mistake("threads in quotes", "model: demo", "threads: '4'", 1, "threads", "'4' is no number of threads"),
+    Mistake("threads of a node", "layers: 4-7", "threads: 1.5", 5, "nodes.2.threads", "1.5 is no number of threads"),
     Mistake("an unknown drafter", "model: demo", "drafter: oracle", 1, "drafter.kind", "not 'oracle'"),
     Mistake("a model of ngram", "model: demo", "drafter: {kind: ngram, model: x}", 1, "drafter.model", "has no model"),
     Mistake(
@@ -145,6 +171,7 @@ MISTAKES = (
     Mistake(
         "a size of nothing", "model: demo", "limits: {memory: 0.1B}", 1, "limits.memory", "greater than or equal to 1"
     ),
+    Mistake("a size without its unit", "model: demo", "limits: {memory: 512}", 1, "limits.memory", "512 bytes are no"),
     Mistake("no time", "model: demo", "timeouts: {connect: 0}", 1, "timeouts.connect", "greater than 0"),
     Mistake("time without an end", "model: demo", "timeouts: {ready: .inf}", 1, "timeouts.ready", "finite number"),
     Mistake(
