@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flowspec.model.half_linear import HalfLinear, half_scale
+from flowspec.model.half_linear import PACKED_AT_ONCE, HalfLinear, half_scale, in_blocks
 
 TIMED_ROWS: Final = (1, 4, 7, 16)
 """Rows that matter: a token alone, and segments; libraries are not alike fast at multiples of four and between."""
@@ -60,15 +60,20 @@ class Order(Enum):
 
 
 class PackedLinear(nn.Module):
-    """A linear layer whose weight oneDNN keeps in blocks of its own; there is no other copy of it."""
+    """A linear layer whose weight oneDNN keeps, in `dtype`, in blocks of its own; there is no other copy of it."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
         self._size, self._padded = weight.shape[0], weight.numel() >= PADDED_FROM
-        self.weight_bytes = sum(part.numel() * part.element_size() for part in (weight, bias) if part is not None)
-        # Neither parameter nor buffer: torch can read, move or store nothing of what is packed.
-        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), TIMED_ROWS[-1])
-        self._bias = None if bias is None else bias.detach().clone()
+        self.weight_bytes = dtype.itemsize * sum(part.numel() for part in (weight, bias) if part is not None)
+        # Neither parameters nor buffers: torch can read, move or store nothing of what is packed.
+        self._blocks = [
+            (
+                torch.ops.mkldnn._reorder_linear_weight(rows.to(dtype).contiguous(), TIMED_ROWS[-1]),
+                None if bias_of_rows is None else bias_of_rows.to(dtype, copy=True),
+            )
+            for rows, bias_of_rows in in_blocks(weight, bias)
+        ]
         self._product: Any = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -77,7 +82,8 @@ class PackedLinear(nn.Module):
         count = rows.shape[0]
         if self._padded and 0 < count <= PADDED_ROWS // 2:
             rows = rows.repeat(PADDED_ROWS // count, 1)
-        outputs: torch.Tensor = self._product(rows, self._blocks, self._bias, "none", [], "")
+        parts = [self._product(rows, block, bias, "none", [], "") for block, bias in self._blocks]
+        outputs: torch.Tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         if rows is inputs:
             return outputs
         return outputs[:count].view(*inputs.shape[:-1], self._size)
@@ -116,12 +122,13 @@ def arrange(modules: Iterable[nn.Module], dtype: torch.dtype, *, pack: bool = Fa
                 setattr(parent, name, HalfLinear(weight, linear.bias, scale))
                 changed = True
                 continue
-            widen(linear, dtype)
             order = best_order(weight.shape[0], weight.shape[1], computed, packable)
-            if order is Order.COLUMNS:
-                weight.data = by_columns(weight)
-            elif order is Order.PACKED and parent is not None:
-                setattr(parent, name, PackedLinear(weight, linear.bias))
+            if order is Order.PACKED and parent is not None:
+                setattr(parent, name, PackedLinear(weight, linear.bias, computed))
+            else:
+                if order is Order.COLUMNS:
+                    weight.data = by_columns(weight, computed)
+                widen(linear, dtype)
             changed |= order is not Order.ROWS
     return changed
 
@@ -166,8 +173,13 @@ def _linears(module: nn.Module) -> list[tuple[nn.Module | None, str, nn.Linear]]
     return found
 
 
-def by_columns(weight: torch.Tensor) -> torch.Tensor:
-    return weight.detach().t().contiguous().t()
+def by_columns(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`weight` in `dtype`, column after column; no more than a block of its rows is held a third time."""
+    columns = torch.empty(weight.shape[1], weight.shape[0], dtype=dtype)
+    for turned, (rows, _) in zip(columns.split(PACKED_AT_ONCE, dim=1), in_blocks(weight, None), strict=True):
+        # Not copied as it lies: to turn a matrix while its dtype changes takes three times as long.
+        turned.copy_(rows.to(dtype).t().contiguous())
+    return columns.t()
 
 
 @functools.cache
@@ -214,9 +226,9 @@ def _candidates(outputs: int, inputs: int, dtype: torch.dtype, packable: bool) -
     found: dict[Order, Product] = {Order.ROWS: functools.partial(functional.linear, weight=weight)}
     if dtype == torch.float32:
         # In half precision columns never win, and without instructions for it they take forever.
-        found[Order.COLUMNS] = functools.partial(functional.linear, weight=by_columns(weight))
+        found[Order.COLUMNS] = functools.partial(functional.linear, weight=by_columns(weight, dtype))
     if packable and torch.backends.mkldnn.is_available():
-        _add(found, Order.PACKED, lambda: PackedLinear(weight, None), weight)
+        _add(found, Order.PACKED, lambda: PackedLinear(weight, None, dtype), weight)
     return found
 
 

@@ -20,7 +20,7 @@ from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
 from flowspec.model.layout import LEAN, row_shape
 from flowspec.model.lean import LeanLayer, LeanRotary, adopt
-from flowspec.model.loading import LanguageHead, Progress, TensorReader, load_stage
+from flowspec.model.loading import STORED_HALVES, LanguageHead, Progress, TensorReader, load_stage
 from flowspec.model.rows import Batch
 from flowspec.model.sampling import Sampler
 from flowspec.model.weights import Checkpoint
@@ -105,7 +105,7 @@ class LayerBlock:
             head = None
             if end == checkpoint.layer_count:
                 shared = stage.model.embed_tokens.weight if first == 0 and checkpoint.tied else None
-                head = LanguageHead(reader, norm, shared, torch_dtype, narrow)
+                head = LanguageHead(reader, norm, shared, torch_dtype, on_cpu)
         settle = functools.partial(_arrange_layer, dtype=torch_dtype) if on_cpu else lambda _: None
         lean = adopt(stage.model.layers, first, end, settle)
         parts = [stage, head] if head else [stage]
@@ -217,7 +217,7 @@ def _narrow(checkpoint: Checkpoint, first: int, end: int) -> torch.dtype | None:
 
     Only for families whose layers are replaced: what others do with weights of another dtype is not known.
     """
-    stored = {"BF16": torch.bfloat16, "F16": torch.float16}.get(checkpoint.stored_dtype(first, end) or "")
+    stored = STORED_HALVES.get(checkpoint.stored_dtype(first, end) or "")
     return stored if stored is not None and checkpoint.model_type in LEAN and halves_win() else None
 
 

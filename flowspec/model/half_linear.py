@@ -4,11 +4,15 @@ Most checkpoints are stored in 16 bits, so in float32 half of every weight is ze
 fit into float16 without any loss; FBGEMM, which comes with torch on x86, widens them to float32 while it multiplies and
 adds in float32. For a few rows, as a segment has them, that takes a half to a fifth of the time of other libraries.
 Weights that would lose anything are not taken.
+
+To be packed, weights have to be in float32. That is done in blocks of rows: an LM head may be half of what a stage
+holds, and a second copy of it, in float32, as much again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Final
 
 import torch
@@ -18,6 +22,8 @@ HALVES: Final = (torch.bfloat16, torch.float16)
 """What has 16 bits."""
 CHECKED_AT_ONCE: Final = 1 << 18
 """Entries of a weight, so that the check stays within the processor's cache."""
+PACKED_AT_ONCE: Final = 1 << 14
+"""Rows of a weight. A block of its own costs a tenth of a millisecond a product, so most layers should be one."""
 LARGEST_EXPONENT: Final = 100
 """Of the power of two: far from where float32 itself would overflow."""
 
@@ -34,15 +40,24 @@ class HalfLinear(nn.Module):
         super().__init__()
         self.weight_bytes = 2 * weight.numel() + (0 if bias is None else 4 * bias.numel())
         self._unscale = 1.0 / scale
-        scaled = weight.detach().to(torch.float32, copy=True).mul_(scale)
-        # Neither parameter nor buffer: torch can read, move or store nothing of what is packed.
-        self._packed: Any = torch.ops.quantized.linear_prepack_fp16(scaled, None if bias is None else bias.float())
+        # Neither parameters nor buffers: torch can read, move or store nothing of what is packed.
+        self._blocks = [
+            torch.ops.quantized.linear_prepack_fp16(rows.to(torch.float32, copy=True).mul_(scale), bias_of_rows)
+            for rows, bias_of_rows in in_blocks(weight, None if bias is None else bias.float())
+        ]
         self._product: Any = torch.ops.quantized.linear_dynamic_fp16.default
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)"""
-        outputs: torch.Tensor = self._product(inputs * self._unscale, self._packed)
-        return outputs
+        unscaled = inputs * self._unscale
+        outputs: list[torch.Tensor] = [self._product(unscaled, block) for block in self._blocks]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+
+def in_blocks(weight: torch.Tensor, bias: torch.Tensor | None) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Up to `PACKED_AT_ONCE` rows of `weight` after the other, each with their part of `bias`."""
+    rows = weight.detach().split(PACKED_AT_ONCE)
+    return zip(rows, bias.detach().split(PACKED_AT_ONCE) if bias is not None else [None] * len(rows), strict=True)
 
 
 def half_scale(weight: torch.Tensor) -> float | None:

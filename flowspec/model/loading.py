@@ -20,6 +20,9 @@ Progress = Callable[[int, int], None]
 
 OTHER_MODEL: Final = "the checkpoint is incomplete or of another architecture than its config says; fetch it again"
 
+STORED_HALVES: Final = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""What has 16 bits, as files call it."""
+
 
 class LanguageHead(torch.nn.Module):
     """Final norm and LM head, at least in float32: argmax ties are frequent in half precision."""
@@ -30,9 +33,9 @@ class LanguageHead(torch.nn.Module):
         norm: torch.nn.Module,
         shared: torch.Tensor | None,
         dtype: torch.dtype,
-        read_as: torch.dtype | None = None,
+        narrow: bool,
     ) -> None:
-        """`read_as`: what the linear layer's weight is to come as, where somebody widens or packs it afterwards."""
+        """`narrow`: the linear layer's weight may come in 16 bits, as it is stored; it is widened or packed later."""
         super().__init__()
         self.dtype = torch.float64 if dtype == torch.float64 else torch.float32
         for name, parameter in list(norm.named_parameters()):
@@ -46,7 +49,9 @@ class LanguageHead(torch.nn.Module):
         checkpoint = reader.checkpoint
         shape = checkpoint.vocab_size, checkpoint.hidden_size
         self.linear = torch.nn.Linear(1, 1, bias=False, device="meta")
-        self.linear.weight = reader.parameter(EMBEDDING if checkpoint.tied else HEAD, shape, read_as or self.dtype)
+        name = EMBEDDING if checkpoint.tied else HEAD
+        stored = STORED_HALVES.get(checkpoint.stored(name).dtype) if narrow else None
+        self.linear.weight = reader.parameter(name, shape, stored or self.dtype)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         normed = self.norm(hidden.to(self.dtype))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowspec.model import arrangement
+from flowspec.model import arrangement, half_linear
 from flowspec.model.arrangement import Order, PackedLinear, choose
 from flowspec.model.block import LayerBlock
 from flowspec.model.layout import block_bytes
@@ -33,7 +33,7 @@ def force(monkeypatch: pytest.MonkeyPatch, order: Order) -> None:
 def packs(dtype: torch.dtype = torch.float32) -> bool:
     """Whether this processor packs weights of `dtype`: half precision needs instructions that not all have."""
     try:
-        PackedLinear(torch.ones(8, 8, dtype=dtype), None)(torch.ones(1, 8, dtype=dtype))
+        PackedLinear(torch.ones(8, 8, dtype=dtype), None, dtype)(torch.ones(1, 8, dtype=dtype))
     except (AttributeError, NotImplementedError, RuntimeError):
         return False
     return True
@@ -66,10 +66,24 @@ def test_a_packed_layer_takes_any_number_of_rows(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(arrangement, "PADDED_FROM", entries)
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
-    packed = PackedLinear(weight, bias)
+    packed = PackedLinear(weight, bias, weight.dtype)
     for shape in ((0, 32), (1, 32), (2, 32), (3, 32), (5, 32), (70, 32), (1, 2, 32), (2, 3, 32)):
         inputs = torch.randn(shape, generator=generator)
         torch.testing.assert_close(packed(inputs), torch.nn.functional.linear(inputs, weight, bias))
+
+
+def test_weights_are_turned_and_widened_a_block_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (arrangement, half_linear):
+        monkeypatch.setattr(module, "PACKED_AT_ONCE", 16)
+    weight, bias = torch.randn(40, 32).bfloat16(), torch.randn(40)
+    turned = arrangement.by_columns(weight, torch.float32)
+    assert torch.equal(turned, weight.float())
+    assert turned.t().is_contiguous()
+    if packs():
+        packed, inputs = PackedLinear(weight, bias, torch.float32), torch.randn(3, 32)
+        assert [len(bias) for _, bias in packed._blocks] == [16, 16, 8]
+        torch.testing.assert_close(packed(inputs), torch.nn.functional.linear(inputs, weight.float(), bias))
+        assert packed.weight_bytes == 4 * (40 * 32 + 40)
 
 
 @pytest.mark.parametrize("order", [Order.ROWS, *ORDERS])

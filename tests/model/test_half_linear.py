@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 import platform
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 
-from flowspec.model import arrangement
+from flowspec.model import arrangement, half_linear
 from flowspec.model import block as block_module
 from flowspec.model.arrangement import Order, bytes_of
+from flowspec.model.block import LayerBlock
 from flowspec.model.half_linear import CHECKED_AT_ONCE, HalfLinear, half_scale
 from flowspec.model.layout import block_bytes
+from flowspec.model.loading import TensorReader
 from flowspec.model.weights import Checkpoint
 from tests.model.conftest import WriteCheckpoint
 from tests.model.running import Blocks
 
 LAYERS = 2
+EPS = 1e-6
 
 
 def multiplies() -> bool:
@@ -90,6 +95,30 @@ def test_the_products_are_those_of_the_weights(biased: bool) -> None:
 
 
 @needs_products
+@pytest.mark.parametrize("biased", [False, True])
+def test_weights_are_packed_a_block_after_the_other_and_give_the_same_to_the_bit(
+    monkeypatch: pytest.MonkeyPatch, biased: bool
+) -> None:
+    weight, inputs = stored_in(torch.bfloat16, 40, 32).bfloat16(), torch.randn(3, 32)
+    bias = torch.randn(40) if biased else None
+    scale = half_scale(weight)
+    assert scale is not None
+    whole = HalfLinear(weight, bias, scale)(inputs)
+    packed, prepack = [], torch.ops.quantized.linear_prepack_fp16
+
+    def watched(rows: torch.Tensor, bias: torch.Tensor | None) -> object:
+        packed.append(tuple(rows.shape))
+        return prepack(rows, bias)
+
+    monkeypatch.setattr(torch.ops.quantized, "linear_prepack_fp16", watched)
+    monkeypatch.setattr(half_linear, "PACKED_AT_ONCE", 16)
+    linear = HalfLinear(weight, bias, scale)
+    assert packed == [(16, 32), (16, 32), (8, 32)], "no more than so much is in float32 at once"
+    assert torch.equal(linear(inputs), whole)
+    assert linear(inputs[None]).shape == (1, 3, 40)
+
+
+@needs_products
 @pytest.mark.parametrize(("family", "tied"), [("llama", False), ("llama", True), ("qwen2", False)])
 def test_a_block_of_a_16_bit_checkpoint_computes_the_same_with_about_half_the_bytes(
     checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch, family: str, tied: bool
@@ -111,6 +140,45 @@ def test_a_block_of_a_16_bit_checkpoint_computes_the_same_with_about_half_the_by
     assert held[0] == counted[0]
     assert held[1] == pytest.approx(counted[1], rel=0.02), "but for norms and biases"
     assert counted[1] == [whole // 2 for whole in counted[0]]
+
+
+@pytest.mark.parametrize("halves", [False, pytest.param(True, marks=needs_products)])
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_a_head_of_16_bits_is_read_as_it_is_stored_and_computes_the_same(
+    checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch, dtype: str, tied: bool, order: Order, halves: bool
+) -> None:
+    model = checkpoint(layers=LAYERS, tied=tied, dtype="bfloat16")
+    name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+    read: dict[str, torch.dtype] = {}
+    parameter = TensorReader.parameter
+
+    def watched(reader: TensorReader, name: str, shape: tuple[int, ...] | None, dtype: torch.dtype) -> object:
+        read[name] = dtype
+        return parameter(reader, name, shape, dtype)
+
+    def best_order(outputs: int, inputs: int, dtype: torch.dtype, packable: bool) -> Order:
+        packs = packable and dtype == torch.float32
+        return Order.ROWS if order is Order.HALF or (order is Order.PACKED and not packs) else order
+
+    monkeypatch.setattr(TensorReader, "parameter", watched)
+    monkeypatch.setattr(arrangement, "halves_win", lambda: halves)
+    monkeypatch.setattr(arrangement, "SMALLEST_HALF", 0)
+    monkeypatch.setattr(arrangement, "best_order", best_order)
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    tail = LayerBlock.load(model, 1, LAYERS, dtype=dtype)
+    assert read[name] == torch.bfloat16
+    head = oracle_head(model, name, hidden)
+    torch.testing.assert_close(tail.logits(hidden).double(), head, atol=1e-5, rtol=1e-4)
+    assert tail.logits(hidden).dtype == (torch.float64 if dtype == "float64" else torch.float32)
+
+
+def oracle_head(model: Path, name: str, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits in float64 of the norm and head that lie in `model`."""
+    tensors = load_file(model / "model.safetensors")
+    exact = functional.rms_norm(hidden.double(), (32,), tensors["model.norm.weight"].double(), EPS)
+    return exact @ tensors[name].double().T
 
 
 @needs_products
