@@ -159,7 +159,7 @@ class DraftHead(nn.Module, ABC):
         """
         if self._angles is None:
             raise InvariantViolation("a head runs under a cache when its weights are settled")
-        angles = self._angles(torch.from_numpy(batch.positions).to(self.device), cache.rows)
+        angles = self._angles(batch.positions)
         mask = additive_mask(cache, self.config.groups, self.dtype, self.device)
         residual, attention_input = self.inputs(embeds.to(self.dtype), states.to(self.dtype))
         first, *others = cast(list[LeanLayer], list(self._lean))

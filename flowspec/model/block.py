@@ -18,6 +18,7 @@ from flowspec.model import heap
 from flowspec.model.arrangement import arrange, bytes_of, detach_from_files, halves_win, widen
 from flowspec.model.attention import additive_mask
 from flowspec.model.cache import CacheShape, TreeCache
+from flowspec.model.columns import IntArray
 from flowspec.model.layout import LEAN, row_shape
 from flowspec.model.lean import LeanLayer, LeanRotary, adopt
 from flowspec.model.loading import STORED_HALVES, LanguageHead, Progress, TensorReader, load_stage
@@ -68,7 +69,7 @@ class LayerBlock:
         self._groups = int(config.num_attention_heads) // self._kv_heads
         layers, rotary = [model.model.layers[index] for index in range(first, end)], model.model.rotary_emb
         self._layers: list[Callable[..., torch.Tensor]]
-        self._angles: Callable[[torch.Tensor, int], Any]
+        self._angles: Callable[[IntArray], Any]
         if all(isinstance(layer, LeanLayer) for layer in layers):
             self._layers, self._angles = layers, LeanRotary(rotary, self.dtype, self.device)
         else:
@@ -165,7 +166,7 @@ class LayerBlock:
         """
         inputs = inputs.to(self.device)
         hidden = (self._embedding(inputs) if self._embedding is not None else inputs).to(self.dtype)
-        angles = self._angles(torch.from_numpy(batch.positions).to(self.device), cache.rows)
+        angles = self._angles(batch.positions)
         masks: dict[int | None, torch.Tensor | None] = {}
         for index, layer in enumerate(self._layers):
             if index and not alive():
@@ -249,5 +250,6 @@ class _FamilyRotary:
         self._rotary = rotary
         self._probe = torch.empty(0, dtype=dtype, device=device)
 
-    def __call__(self, positions: torch.Tensor, limit: int) -> _FamilyAngles:
-        return positions[None], self._rotary(self._probe, positions[None])
+    def __call__(self, positions: IntArray) -> _FamilyAngles:
+        row = torch.from_numpy(positions).to(self._probe.device)[None]
+        return row, self._rotary(self._probe, row)

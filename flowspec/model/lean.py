@@ -7,9 +7,11 @@ input lie in one matrix, and exist once. What it does not know it leaves as it i
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
@@ -17,10 +19,15 @@ from torch.nn import functional
 from flowspec.model.arrangement import Product, product
 from flowspec.model.attention import tree_attention
 from flowspec.model.cache import TreeCache
+from flowspec.model.columns import IntArray
 from flowspec.model.layout import LEAN
 
 STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})
 """Kinds of rotary positions whose angles depend on the position alone, not on how long the sequence has become."""
+ANGLE_BLOCK: Final = 256
+"""Positions whose angles are made at once..."""
+ANGLE_BLOCKS: Final = 64
+"""...and how many such blocks are kept: 16 MB in float32 where heads have 128 dimensions, however long the context."""
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine, each (q, 1, head_dim); the first half of the sine is negated."""
@@ -113,33 +120,37 @@ class LeanLayer(nn.Module):
 class LeanRotary:
     """Angles of positions in the form that `LeanLayer` takes, looked up where they depend on the position alone.
 
-    `rotary` is transformers' module, which makes them. The table grows with the longest session, to twice its need.
+    `rotary` is transformers' module, which makes them. A segment's positions are near each other, and a session passes
+    each once; so blocks of positions are made when they are asked for, and only the newest ones are kept.
     """
 
     def __init__(self, rotary: Any, dtype: torch.dtype, device: torch.device) -> None:
         self._rotary = rotary
         self._probe = torch.empty(0, dtype=dtype, device=device)
         self._static = getattr(rotary, "rope_type", None) in STATIC_ROPE
-        self._table: torch.Tensor | None = None  # (positions, 2, 1, head_dim)
+        self._block = functools.lru_cache(ANGLE_BLOCKS)(self._make_block)
 
-    def __call__(self, positions: torch.Tensor, limit: int) -> Angles:
-        """int64 positions (q,), all of them below `limit`."""
-        if not self._static:
-            return self._split(self._angles(positions))
-        if self._table is None or len(self._table) < limit:
-            self._table = self._angles(torch.arange(2 * limit, device=positions.device))
-        return self._split(self._table.index_select(0, positions))
+    def __call__(self, positions: IntArray) -> Angles:
+        """positions (q,)"""
+        number = int(positions[0]) // ANGLE_BLOCK
+        rows = positions - number * ANGLE_BLOCK
+        # A power of two: no bit of any row beyond it, nor a sign, and all are in that block.
+        if self._static and 0 <= int(np.bitwise_or.reduce(rows)) < ANGLE_BLOCK:
+            pairs = self._block(number).index_select(0, torch.from_numpy(rows).to(self._probe.device))
+        else:
+            pairs = self._make(torch.from_numpy(positions))
+        cosine, sine = pairs.unbind(1)
+        return cosine, sine
 
-    def _angles(self, positions: torch.Tensor) -> torch.Tensor:
-        cosine, sine = self._rotary(self._probe, positions[None])
+    def _make_block(self, number: int) -> torch.Tensor:
+        return self._make(torch.arange(number * ANGLE_BLOCK, (number + 1) * ANGLE_BLOCK))
+
+    def _make(self, positions: torch.Tensor) -> torch.Tensor:
+        """int64 positions (q,) -> (q, 2, 1, head_dim)"""
+        cosine, sine = self._rotary(self._probe, positions[None].to(self._probe.device))
         pairs = torch.stack((cosine[0], sine[0]), dim=1).unsqueeze(2)
         pairs[:, 1, :, : pairs.shape[-1] // 2].neg_()
         return pairs
-
-    @staticmethod
-    def _split(pairs: torch.Tensor) -> Angles:
-        cosine, sine = pairs.unbind(1)
-        return cosine, sine
 
 
 def rms_norm(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,6 +14,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm, LlamaRotaryEmbedding
 
 from flowspec.model import block as block_module
+from flowspec.model import lean as lean_module
 from flowspec.model.lean import LeanLayer, LeanRotary, adopt, rms_norm
 from tests.checkpoints import FAMILIES
 from tests.model.conftest import WriteCheckpoint
@@ -106,14 +110,64 @@ def test_biases_come_along() -> None:
     assert len(joined) == 4
 
 
-@pytest.mark.parametrize("rope", [{"rope_type": "default"}, {"rope_type": "dynamic", "factor": 2.0}])
-def test_angles_are_those_of_transformers_however_the_table_grows(rope: dict[str, Any]) -> None:
-    settings = config(rope_parameters={"rope_theta": 10000.0, **rope}, max_position_embeddings=16)
-    angles = LeanRotary(LlamaRotaryEmbedding(settings), torch.float32, torch.device("cpu"))
+ROPES = [
+    {"rope_type": "default"},
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rope", ROPES, ids=lambda rope: rope["rope_type"])
+def test_angles_are_those_of_transformers_to_the_bit(rope: dict[str, Any], dtype: torch.dtype) -> None:
+    settings = config(rope_parameters={"rope_theta": 10000.0, **rope}, max_position_embeddings=16, head_dim=64)
+    angles = LeanRotary(LlamaRotaryEmbedding(settings), dtype, torch.device("cpu"))
     fresh = LlamaRotaryEmbedding(settings)
-    for positions in ([0], [3, 4, 4, 9], [40, 41], [2]):
-        cosine, sine = angles(torch.tensor(positions), max(positions) + 1)
-        expected, turned = fresh(torch.empty(0), torch.tensor([positions]))
+    for positions in ([0], [3, 4, 4, 9], [254, 255, 256], [2], [131_071], [*range(300)], [255, 3]):
+        cosine, sine = angles(np.array(positions))
+        expected, turned = fresh(torch.empty(0, dtype=dtype), torch.tensor([positions]))
+        assert cosine.dtype == sine.dtype == dtype
         assert torch.equal(cosine[:, 0], expected[0])
-        assert torch.equal(sine[:, 0, 4:], turned[0, :, 4:])
-        assert torch.equal(sine[:, 0, :4], -turned[0, :, :4])
+        assert torch.equal(sine[:, 0, 32:], turned[0, :, 32:])
+        assert torch.equal(sine[:, 0, :32], -turned[0, :, :32])
+
+
+def test_angles_of_a_long_context_are_not_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean_module, "ANGLE_BLOCKS", 4)
+    angles = LeanRotary(LlamaRotaryEmbedding(config()), torch.float32, torch.device("cpu"))
+    made = watch(monkeypatch, angles)
+    for position in range(0, 131_072, 64):
+        angles(np.array([position, position + 1]))
+    assert len(made) == 131_072 // lean_module.ANGLE_BLOCK, "each block once"
+    gc.collect()
+    assert sum(block() is not None for block in made) == 4
+
+
+def test_sessions_at_distant_positions_do_not_make_angles_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    angles = LeanRotary(LlamaRotaryEmbedding(config()), torch.float32, torch.device("cpu"))
+    made = watch(monkeypatch, angles)
+    for offset in range(20):
+        for session in range(8):
+            angles(np.array([10_000 * session + offset]))
+    assert len(made) == 8
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, angles: LeanRotary) -> list[weakref.ref[torch.Tensor]]:
+    """All that `angles` makes from now on."""
+    made, make = [], angles._make
+
+    def watched(positions: torch.Tensor) -> torch.Tensor:
+        pairs = make(positions)
+        made.append(weakref.ref(pairs))
+        return pairs
+
+    monkeypatch.setattr(angles, "_make", watched)
+    return made
