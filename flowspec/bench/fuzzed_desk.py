@@ -102,7 +102,7 @@ class FuzzedDesk:
         """Stop whatever lives; raises `InvariantViolation` if something stays behind."""
         self._desk.fail_all(FlowspecError("the end"))
         self.settle()
-        if self._desk.requests or self._desk.waiting or self._scheduler.sessions:
+        if self._desk.requests or self._desk.queued or self._scheduler.sessions:
             raise InvariantViolation("requests or sessions that outlive their end")
 
     def settle(self) -> None:
@@ -155,10 +155,19 @@ class FuzzedDesk:
         if isinstance(arrived, Generate):
             self.settle()
             self._desk._on_generate(peer, arrived)
+            self._read_prompts()
             self._raise_refusal()
         elif isinstance(arrived, Cancel):
             self._desk._cancel(peer, arrived.request)
         self._scheduler.check_integrity()
+
+    def _read_prompts(self) -> None:
+        """What the desk's thread does."""
+        while (unread := self._desk.reading.begin()) is not None:
+            try:
+                self._desk.prompt_read(unread, self._admission.read(unread.asked))
+            except FlowspecError as error:
+                self._desk.prompt_read(unread, error)
 
     def _raise_refusal(self) -> None:
         """Raise what the client hears, if that is an error."""

@@ -44,7 +44,7 @@ def encode_prompt(tokenizer: Any, prompt: str, chat: bool) -> tuple[int, ...]:
     """Token ids of a prompt: as it is (with the tokenizer's own leading tokens), or as a user's turn in a chat."""
     if chat:
         return encode_chat(tokenizer, [{"role": "user", "content": prompt}])
-    ids = tuple(tokenizer.encode(prompt, verbose=False))
+    ids = _encode(tokenizer, prompt)
     if not ids and tokenizer.bos_token_id is not None:
         ids = (int(tokenizer.bos_token_id),)
     if not ids:
@@ -60,7 +60,14 @@ def encode_chat(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program of the model's author: it may raise anything
         raise RequestError(f"the model's chat template refuses these messages: {error}") from error
-    return tuple(tokenizer.encode(text, add_special_tokens=False, verbose=False))
+    return _encode(tokenizer, text, add_special_tokens=False)
+
+
+def _encode(tokenizer: Any, text: str, **options: bool) -> tuple[int, ...]:
+    try:
+        return tuple(tokenizer.encode(text, verbose=False, **options))
+    except Exception as error:  # each tokenizer has its own; some know texts with which they can do nothing
+        raise RequestError(f"the model's tokenizer refuses this prompt: {error}") from error
 
 
 class Decoder:

@@ -14,7 +14,7 @@ from flowspec.model.sampling import draw_seed
 from flowspec.model.target import Target, tokenizer_of
 from flowspec.model.text import encode_prompt
 from flowspec.roles.request import Admitted
-from flowspec.schedule.options import read_options, written_options
+from flowspec.schedule.options import PolicyOptions, read_options, written_options
 from flowspec.topology import Topology
 from flowspec.wire.messages import PROTOCOL_VERSION, Generate
 from flowspec.wire.parameters import SamplingParameters
@@ -24,6 +24,14 @@ LIVE_ROWS = 256
 
 SPARE_ROWS = 128
 """Those of dead ones, where a policy has more live ones than usual."""
+
+TOKEN_BYTES = 16
+"""Bytes of a prompt for each token of the context. Words and code have three to five in a token; sixteen have only long
+runs of one character, and no text consists of those."""
+
+STOPS, STOP_CHARACTERS = 16, 1024
+"""Most stop strings of a request, and most characters of one: every piece of text is compared with all of them, and a
+text that resembles one of them with every beginning of it."""
 
 SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -35,29 +43,54 @@ class Admission:
         self._topology = topology
         self._policy_options = written_options(topology.policy, topology.policy_options)
         self.tokenizer: Any = tokenizer_of(checkpoint)
+        # With its first text a tokenizer drops what its file says about cutting and padding. Later, when one thread
+        # makes tokens of text and another text of tokens, nothing may change it.
+        self.tokenizer.encode("")
         self._vocab_size = checkpoint.vocab_size
         self.eos = frozenset(checkpoint.eos_token_ids)
         self.context_limit = min(checkpoint.context_limit, topology.limits.context or checkpoint.context_limit)
         self._defaults = _defaults(topology, checkpoint.path)
 
-    def admit(self, asked: Generate, peer: bytes) -> Admitted:
-        """Raise `RequestError` or `LimitExceeded` when the request cannot be served."""
+    def check(self, asked: Generate) -> None:
+        """Raise what is wrong with a request as far as it can be told before its prompt is read, which may take long.
+
+        As `admit`, it raises `RequestError` or `LimitExceeded` when the request cannot be served.
+        """
         if asked.protocol != PROTOCOL_VERSION:
             raise VersionMismatch(f"the client speaks protocol {asked.protocol}, this node {PROTOCOL_VERSION}")
-        policy = asked.policy or self._topology.policy
-        given = self._policy_options if policy == self._topology.policy else ()
-        options = read_options(policy, (*given, *((each.name, each.value) for each in asked.policy_options)))
-        if len(asked.stop) > 16 or any(not text for text in asked.stop):
-            raise RequestError("stop takes at most 16 strings, none of them empty")
-        sampling = self._sampling(asked)
-        prompt = self._prompt(asked)
+        self._policy(asked)
+        if len(asked.stop) > STOPS or not all(0 < len(text) <= STOP_CHARACTERS for text in asked.stop):
+            raise RequestError(
+                f"stop takes at most {STOPS} strings, none of them empty or of more than {STOP_CHARACTERS} characters"
+            )
+        self._sampling(asked)
+        if (asked.prompt is None) == (asked.prompt_token_ids is None):
+            raise RequestError("a request needs either a prompt or prompt token ids")
+        if asked.prompt is not None:
+            self._check_text(asked.prompt)
+        else:
+            self._max_new_tokens(asked, len(asked.prompt_token_ids or ()))
+
+    def read(self, asked: Generate) -> tuple[int, ...]:
+        """The tokens of the prompt of a request that passed `check`. May take long, and may run on any thread."""
+        if asked.prompt is not None:
+            return encode_prompt(self.tokenizer, asked.prompt, asked.chat)
+        prompt = asked.prompt_token_ids or ()
+        self._check_vocabulary(prompt, "prompt")
+        return prompt
+
+    def admit(self, asked: Generate, peer: bytes, prompt: tuple[int, ...]) -> Admitted:
+        """`prompt` is what was read of a request that passed `check`."""
+        policy, options = self._policy(asked)
+        if not prompt:
+            raise RequestError("the prompt is empty")
         max_new = self._max_new_tokens(asked, len(prompt))
         self._check_resume(asked, max_new)
         return Admitted(
             request=asked.request,
             peer=peer,
             prompt=prompt,
-            sampling=sampling,
+            sampling=self._sampling(asked),
             max_new_tokens=max_new,
             stop=asked.stop,
             eos=frozenset() if asked.ignore_eos else self.eos,
@@ -91,18 +124,21 @@ class Admission:
         sampling.validate()
         return sampling
 
-    def _prompt(self, asked: Generate) -> tuple[int, ...]:
-        if (asked.prompt is None) == (asked.prompt_token_ids is None):
-            raise RequestError("a request needs either a prompt or prompt token ids")
-        if asked.prompt_token_ids is not None:
-            prompt = asked.prompt_token_ids
-            self._check_vocabulary(prompt, "prompt")
-        else:
-            assert asked.prompt is not None
-            prompt = tuple(encode_prompt(self.tokenizer, asked.prompt, asked.chat))
-        if not prompt:
-            raise RequestError("the prompt is empty")
-        return prompt
+    def _policy(self, asked: Generate) -> tuple[str, PolicyOptions]:
+        policy = asked.policy or self._topology.policy
+        given = self._policy_options if policy == self._topology.policy else ()
+        return policy, read_options(policy, (*given, *((each.name, each.value) for each in asked.policy_options)))
+
+    def _check_text(self, prompt: str) -> None:
+        """Refuse what would not fit anyway before its tokens are counted, which takes a second for a megabyte."""
+        size, most = len(prompt.encode()), TOKEN_BYTES * self.context_limit
+        if size > most:
+            raise LimitExceeded(
+                f"the longest prompt for a context of {self.context_limit} tokens, in bytes,",
+                size,
+                most,
+                hint="shorten the prompt; limits.context in the topology and the model's own context bound it",
+            )
 
     def _max_new_tokens(self, asked: Generate, prompt_length: int) -> int:
         limits = self._topology.limits

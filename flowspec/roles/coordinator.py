@@ -124,6 +124,8 @@ class Coordinator(Node):
         self._progress = progress or (lambda *_: None)
         self._make_drafter = drafter
         self._compute: ComputeThread | None = None
+        self._reader: ComputeThread | None = None
+        """Makes tokens of prompts, which may take long: beside the event loop, and beside the drafter."""
         self._channels: CoordinatorChannels | None = None
         self._credits = CreditTimer(self.scheduler.hold, self.guarded(lambda ticket: self.apply(SegmentTaken(ticket))))
         self._desk: FrontDesk | None = None
@@ -175,6 +177,7 @@ class Coordinator(Node):
             transport = ZeroMQTransport.of(self.topology)
         channels = self._channels = await transport.open_coordinator(self.topology)
         self._compute = ComputeThread(f"{self.name} drafter")
+        self._reader = ComputeThread(f"{self.name} prompts")
         await self._compute.run(self._load)
         first = self.topology.stages[0].name
         self._hints = over_link(channels.hints, self.topology, self, first, "hints")
@@ -242,6 +245,7 @@ class Coordinator(Node):
         self.spawn(sending, "forward pipe")
         self.spawn(self._read_returns(), "return pipe")
         self.spawn(desk.read(), "clients")
+        self.spawn(desk.read_prompts(self._reader), "prompts")
         self.spawn(desk.write(), "answers")
         self.spawn(self._watch.run(), "watch")
         self._progress("waiting", 0, 0)
@@ -284,6 +288,8 @@ class Coordinator(Node):
             await self._channels.close()
         if self._compute is not None and not await self._compute.close(self._close_deadline):
             logger.error("%s: a draft step did not end within %g s", self.name, self._close_deadline)
+        if self._reader is not None and not await self._reader.close(self._close_deadline):
+            logger.error("%s: a prompt was not tokenized within %g s", self.name, self._close_deadline)
 
     async def _drain(self) -> None:
         if self._desk is not None:
@@ -458,7 +464,7 @@ class Coordinator(Node):
             len(self._desk.requests),
             self.handshake.status(),
             self.admission.context_limit,
-            len(self._desk.waiting),
+            self._desk.queued,
             live=tuple(request.status(time.perf_counter()) for request in self._desk.requests.values()),
             in_flight=self.scheduler.in_flight,
             uptime=counts.uptime,
@@ -476,7 +482,7 @@ class Coordinator(Node):
             ready=self._watch.ready,
             counts=self._desk.counts,
             sessions=len(self._desk.requests),
-            waiting=len(self._desk.waiting),
+            waiting=self._desk.queued,
             in_flight=self.scheduler.in_flight,
             nodes=self.handshake.status(),
             channels=self._channels,

@@ -1,7 +1,8 @@
 """Serves clients: takes requests, lets them wait their turn, streams what is final, tells how it ended.
 
-It knows requests, sessions and text. What runs in the pipe it only hears of through the scheduler's commands, and what
-it wants it says as events (`apply`).
+A prompt that is text waits for a thread that makes tokens of it, one after the other; then the request waits for its
+session, or begins at once. The desk knows requests, sessions and text. What runs in the pipe it only hears of through
+the scheduler's commands, and what it wants it says as events (`apply`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,25 @@ from flowspec.errors import FlowspecError, Overloaded, WireError
 from flowspec.model.text import TextStream
 from flowspec.roles.admission import Admission
 from flowspec.roles.counts import Counts
+from flowspec.roles.reading_room import ReadingRoom, Unread
 from flowspec.roles.request import Admitted, Request
 from flowspec.roles.waiting_room import Waiting, WaitingRoom
+from flowspec.runtime.compute import ComputeThread
 from flowspec.schedule.events import EmitTokens, Event, FinishSession, SessionRequested, SessionStopped
 from flowspec.transport.base import ClientRouter
 from flowspec.wire.codec import MAX_ITEMS
-from flowspec.wire.messages import Cancel, Diagnose, Failed, Generate, Message, Started, Status, StatusQuery
+from flowspec.wire.messages import (
+    Cancel,
+    Diagnose,
+    Failed,
+    Finished,
+    Generate,
+    GenerationStats,
+    Message,
+    Started,
+    Status,
+    StatusQuery,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +44,8 @@ logger = logging.getLogger(__name__)
 class FrontDesk:
     """All requests of one coordinator.
 
-    At most `sessions` are served at a time, `waiting` more wait their turn. `check_open()` raises when no request can
+    At most `sessions` are served at a time, `waiting` more wait their turn; of so many together a client may have the
+    prompts waiting to be tokenized. `check_open()` raises when no request can
     be taken now; `begin(admitted, session)` prepares the drafter and returns the taps that it reads, None when there is
     no drafter for this session; with `recalls` that drafter looks text up. `end(session)` is told of every session that
     ends, however it ends; `soon(act)` lets the event loop call `act()`.
@@ -56,6 +71,7 @@ class FrontDesk:
         self.idle = asyncio.Event()
         self.idle.set()
         self.waiting = WaitingRoom(waiting, sessions)
+        self.reading = ReadingRoom(sessions + waiting)
         self._clients = clients
         self._sessions = sessions
         self._apply = apply
@@ -74,6 +90,12 @@ class FrontDesk:
         """Called for a request that wants a trace and is over before anything was done; set by the owner."""
         self._session_of: dict[tuple[bytes, str], str] = {}
         self._outbox: asyncio.Queue[tuple[bytes, Message]] = asyncio.Queue()
+        self._prompt_came = asyncio.Event()
+
+    @property
+    def queued(self) -> int:
+        """Requests that were taken and have not begun."""
+        return len(self.waiting) + len(self.reading)
 
     async def read(self) -> None:
         """Task: hear the clients."""
@@ -89,12 +111,28 @@ class FrontDesk:
             elif isinstance(message, Diagnose):
                 self.diagnose(peer, message)
 
+    async def read_prompts(self, thread: ComputeThread) -> None:
+        """Task: make tokens of prompts, on `thread`."""
+        while True:
+            unread = self.reading.begin()
+            if unread is None:
+                self._prompt_came.clear()
+                await self._prompt_came.wait()
+                continue
+            prompt: tuple[int, ...] | FlowspecError
+            try:
+                prompt = await thread.run(self.admission.read, unread.asked)
+            except FlowspecError as error:
+                prompt = error
+            self.prompt_read(unread, prompt)
+
     async def write(self) -> None:
         """Task: send what is due; a client that is gone or does not keep up loses its requests, nobody else does."""
         while True:
             peer, message = await self._outbox.get()
             if not await self._sent(peer, message):
                 self.waiting.leave(peer)
+                self.reading.leave(peer)
                 self._note_idle()
                 for session in [name for name, request in self.requests.items() if request.admitted.peer == peer]:
                     logger.warning("session %s: the client is gone or does not keep up", session)
@@ -118,31 +156,71 @@ class FrontDesk:
             return False
 
     def _on_generate(self, peer: bytes, message: Generate) -> None:
-        asked = time.perf_counter()
+        unread = Unread(message, peer, time.perf_counter())
         try:
             self._check_open()
-            waiting = Waiting(self.admission.admit(message, peer), asked)
-            if len(self.requests) + len(self.waiting) >= MAX_ITEMS and len(self._requests_of(peer)) >= MAX_ITEMS:
-                raise Overloaded(
-                    f"this client has {MAX_ITEMS} requests, as many as a status can name",
-                    retry_after=self.waiting.retry_after,
-                    hint="ask for more when some of them are over, or with another client",
-                )
-            if len(self.requests) < self._sessions and not self.waiting and not self.hold():
-                self._start(waiting)
+            self.admission.check(message)
+            self._check_room(peer)
+            if message.prompt is None:
+                self._take(unread, self.admission.read(message))
                 return
-            if self.waiting.full:
+            if self.reading.full(peer):
                 raise Overloaded(
-                    f"{len(self.requests)} requests run (limits.sessions), {len(self.waiting)} wait (limits.waiting)",
+                    f"{len(self.reading)} prompts wait to be tokenized",
                     retry_after=self.waiting.retry_after,
-                    hint=f"ask again in {self.waiting.retry_after:g} s, or raise these limits in the topology",
+                    hint=f"ask again in {self.waiting.retry_after:g} s, or send token ids",
                 )
         except FlowspecError as error:
-            self.counts.failed += 1
-            self.tell(peer, failed(message.request, error))
+            self._refuse(peer, message.request, error)
             return
-        self.waiting.enter(waiting)
+        self.reading.enter(unread)
         self.idle.clear()
+        self._prompt_came.set()
+
+    def prompt_read(self, unread: Unread, prompt: tuple[int, ...] | FlowspecError) -> None:
+        """A prompt has been made tokens of, or cannot be. Nothing happens when its request is over already."""
+        if not self.reading.end(unread):
+            return
+        try:
+            if isinstance(prompt, FlowspecError):
+                raise prompt
+            self._take(unread, prompt)
+        except FlowspecError as error:
+            self._refuse(unread.peer, unread.asked.request, error)
+        self._note_idle()
+
+    def _take(self, unread: Unread, prompt: tuple[int, ...]) -> None:
+        """Let a request begin, or wait for its session. Raises what speaks against both."""
+        waiting = Waiting(self.admission.admit(unread.asked, unread.peer, prompt), unread.since)
+        self._check_room(unread.peer)
+        if self._begins_at_once:
+            self._start(waiting)
+        else:
+            self.waiting.enter(waiting)
+            self.idle.clear()
+
+    @property
+    def _begins_at_once(self) -> bool:
+        return len(self.requests) < self._sessions and not self.waiting and not self.hold()
+
+    def _check_room(self, peer: bytes) -> None:
+        """Raise `Overloaded` when one more request of this client could neither begin nor wait."""
+        if len(self.requests) + self.queued >= MAX_ITEMS and len(self._requests_of(peer)) >= MAX_ITEMS:
+            raise Overloaded(
+                f"this client has {MAX_ITEMS} requests, as many as a status can name",
+                retry_after=self.waiting.retry_after,
+                hint="ask for more when some of them are over, or with another client",
+            )
+        if not self._begins_at_once and self.waiting.full:
+            raise Overloaded(
+                f"{len(self.requests)} requests run (limits.sessions), {len(self.waiting)} wait (limits.waiting)",
+                retry_after=self.waiting.retry_after,
+                hint=f"ask again in {self.waiting.retry_after:g} s, or raise these limits in the topology",
+            )
+
+    def _refuse(self, peer: bytes, request: str, error: FlowspecError) -> None:
+        self.counts.failed += 1
+        self.tell(peer, failed(request, error))
 
     def call_next(self) -> None:
         """Let those begin who waited, as far as there is room now."""
@@ -151,12 +229,11 @@ class FrontDesk:
             try:
                 self._start(waiting)
             except FlowspecError as error:
-                self.counts.failed += 1
-                self.tell(waiting.admitted.peer, failed(waiting.admitted.request, error))
+                self._refuse(waiting.admitted.peer, waiting.admitted.request, error)
         self._note_idle()
 
     def _note_idle(self) -> None:
-        if not self.requests and not self.waiting:
+        if not self.requests and not self.queued:
             self.idle.set()
 
     def _start(self, waiting: Waiting) -> None:
@@ -221,21 +298,23 @@ class FrontDesk:
         if session is not None:
             self._apply(SessionStopped(session, "cancelled"))
         for waiting in self.waiting.leave(peer, name):
-            text = TextStream(self.admission.tokenizer)
-            end = FinishSession("", 0, "cancelled", 0, 0, 0, 0, 0)
-            self.tell(peer, Request(waiting.admitted, "", text, waiting.asked).finished(end))
+            self.tell(peer, cancelled(name, len(waiting.admitted.resume)))
+        for unread in self.reading.leave(peer, name):
+            self.tell(peer, cancelled(name, len(unread.asked.resume)))
         self._note_idle()
 
     def _requests_of(self, peer: bytes) -> tuple[str, ...]:
         """Those of a client that run or wait."""
         live = [name for owner, name in self._session_of if owner == peer]
-        return (*live, *(each.admitted.request for each in self.waiting if each.admitted.peer == peer))
+        waiting = (each.admitted.request for each in self.waiting if each.admitted.peer == peer)
+        return (*live, *waiting, *(each.asked.request for each in self.reading if each.peer == peer))
 
     def fail_all(self, error: FlowspecError) -> None:
         """End everything that runs or waits with an error."""
         for waiting in self.waiting.empty():
-            self.counts.failed += 1
-            self.tell(waiting.admitted.peer, failed(waiting.admitted.request, error))
+            self._refuse(waiting.admitted.peer, waiting.admitted.request, error)
+        for unread in self.reading.empty():
+            self._refuse(unread.peer, unread.asked.request, error)
         for session in list(self.requests):
             self.fail(session, error)
 
@@ -262,6 +341,11 @@ class FrontDesk:
             # Not at once: whoever ends a session has more to say about it before the next one begins.
             self._soon(self.call_next)
         return request
+
+
+def cancelled(request: str, tokens: int) -> Finished:
+    """The end of a request that never began here; its client has so many tokens of its output."""
+    return Finished(request, "cancelled", GenerationStats(tokens, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0))
 
 
 def failed(request: str, error: FlowspecError) -> Failed:

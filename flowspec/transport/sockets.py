@@ -56,6 +56,8 @@ class SocketOptions:
     pipe_depth: int = 64
     broadcast_depth: int = 256
     client_depth: int = 1000
+    client_backlog: int = 16
+    """Messages that wait for the coordinator, per client: each may have as many bytes as a header."""
     heartbeat_ms: int = 1000
     heartbeat_timeout_ms: int = 30_000
     """Longer than any full receiver that is not lost anyway: it answers no ZeroMQ heartbeat until it reads on."""

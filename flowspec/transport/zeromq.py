@@ -106,6 +106,7 @@ class ZeroMQTransport:
         async with self._sockets(node.name, access, topology.insecure) as sockets:
             router = sockets.create(zmq.ROUTER, "clients", depth, limits)
             router.plain.router_mandatory = 1
+            router.plain.rcvhwm = self.options.client_backlog
             await sockets.bind(router, node.bind, node.port, access.clients() if access else None)
             returns, hints = (access.returns(), access.hints()) if access else (None, None)
             forward_out = self._push(sockets, "forward", topology.forward_address(0), access)

@@ -16,7 +16,7 @@ import zmq.asyncio
 from flowspec.errors import TransportError, VersionMismatch
 from flowspec.topology import Topology
 from flowspec.transport.base import MAX_PEERS_COUNTED, ChannelClosed, Receiver
-from flowspec.transport.sockets import ANSWER_BYTES, SocketOptions, SocketSet, preferred
+from flowspec.transport.sockets import ANSWER_BYTES, SocketOptions, SocketRouter, SocketSet, preferred
 from flowspec.transport.zeromq import ZeroMQTransport
 from flowspec.wire.frames import FrameLimits, decode, encode
 from flowspec.wire.messages import PROTOCOL_VERSION, Beacon, Close, Credit, Failed, StatusQuery
@@ -357,6 +357,14 @@ async def test_an_address_of_another_machine_cannot_be_listened_on(opened: Opene
 async def test_an_address_that_is_none_is_refused() -> None:
     with pytest.raises(TransportError, match="cannot connect to nowhere"):
         await ZeroMQTransport().connect_client("nowhere")
+
+
+async def test_what_clients_may_let_wait_is_bounded_for_each_of_them(opened: Opened) -> None:
+    router = (await opened.coordinator(ZeroMQTransport())).clients
+    assert isinstance(router, SocketRouter)
+    plain = router._socket.plain
+    assert (plain.rcvhwm, plain.sndhwm) == (SocketOptions().client_backlog, SocketOptions().client_depth)
+    assert plain.rcvhwm * plain.maxmsgsize <= 64 * 2**20
 
 
 async def test_channels_are_bounded_and_watched_by_heartbeats(topology: Topology) -> None:
