@@ -338,6 +338,7 @@ class Coordinator(Node):
                 self._outgoing.put(Close(session, epoch))
                 self._soon(self._desk.finish, command)
             case BreakSession(session, _, reason):
+                logger.warning("session %s ends with an error: %s", session, reason)
                 self._desk.fail(session, PipelineError(reason, session=session))
             case OpenSession(session, epoch):
                 request = self._desk.requests[session]

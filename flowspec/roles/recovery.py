@@ -56,8 +56,13 @@ class Recovery:
     def session_broken(self, trouble: Trouble) -> None:
         """A stage cannot go on with a session in this epoch."""
         if trouble.session is not None:
-            logger.warning("session %s begins again: %s: %s", trouble.session, trouble.node, trouble.reason)
-            self._apply(SessionBroken(trouble.session, trouble.epoch, f"{trouble.node}: {trouble.reason}"))
+            reason = f"{trouble.node}: {trouble.reason}"
+            request = self._desk.requests.get(trouble.session)
+            # What comes again is known: how often it came says the error with which the session is given up.
+            if request is not None and request.trouble != reason:
+                request.trouble = reason
+                logger.warning("session %s begins again: %s", trouble.session, reason)
+            self._apply(SessionBroken(trouble.session, trouble.epoch, reason))
 
     def opened(self, message: OpenAcknowledged) -> None:
         """A stage has made its cache for a session, or refuses to."""

@@ -52,6 +52,8 @@ class Request:
     """In which its session was opened last."""
     unacknowledged: set[str] = field(default_factory=set)
     """Stages that have not acknowledged that yet."""
+    trouble: str = ""
+    """Why it last began again because of a stage's word."""
 
     def __post_init__(self) -> None:
         """What the client has had is part of the text, and not sent again."""

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from flowspec.wire.parameters import MAX_SEED
+from flowspec.wire.parameters import LEAST_PENALTY, MAX_SEED, MOST_PENALTY
 
 LAST_PORT = 65535
 
@@ -373,7 +373,7 @@ class SamplingDefaults(Section):
     top_k: Annotated[int, Field(ge=0)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=MOST_PENALTY)] = 1.0
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     generation_config: bool = False
     """Take the sampling values of the model's generation_config.json for what this section does not set."""

@@ -9,6 +9,9 @@ from flowspec.errors import RequestError
 
 MAX_SEED = 2**63 - 1
 
+LEAST_PENALTY, MOST_PENALTY = 0.01, 100.0
+"""Of repetitions. What is used is between 0.8 and 2; a penalty without a bound makes logits infinite."""
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParameters:
@@ -36,8 +39,8 @@ class SamplingParameters:
             (
                 "repetition_penalty",
                 self.repetition_penalty,
-                0.0 < self.repetition_penalty <= 100.0,
-                "above 0, 1 is off",
+                LEAST_PENALTY <= self.repetition_penalty <= MOST_PENALTY,
+                f"between {LEAST_PENALTY:g} and {MOST_PENALTY:g}, 1 is off",
             ),
             ("seed", self.seed, 0 <= self.seed <= MAX_SEED, f"between 0 and {MAX_SEED}"),
         )

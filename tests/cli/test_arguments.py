@@ -53,6 +53,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (("--top-p", "0"), "top_p is 0"),
         (("--min-p", "2"), "min_p is 2"),
         (("--repetition-penalty", "0"), "repetition_penalty is 0"),
+        (("--repetition-penalty", "5e-324"), "repetition_penalty is 5e-324; it must be between 0.01 and 100"),
         (("--seed", "-1"), "seed is -1"),
         (("--stages", "0"), "stages is 0"),
         (("--stages", "9"), "stages"),
