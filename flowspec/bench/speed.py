@@ -93,7 +93,7 @@ def _check_ties(
 ) -> None:
     """Raise `PipelineError` unless every token of every pair is the model's own, or shown to be a tie."""
     node = cluster.topology.tail
-    whole = WholeModel(node.model, node.dtype)
+    whole = WholeModel(node.model, node.dtype, cluster.topology.limits.context)
     for generation in (generation for pair in pairs for generation in pair):
         report = check_generation(whole, generation.prompt_token_ids, generation.token_ids, sampling)
         if report.differences:

@@ -104,13 +104,13 @@ def _sizes_of_checkpoint(topology: Topology, measure: bool) -> tuple[ModelSizes,
 
     name = topology.draft_node.model
     check_model(name)
-    checkpoint = Checkpoint(resolve_model(name))
+    checkpoint = Checkpoint(resolve_model(name), topology.limits.context)
     dtype = topology.stages[0].dtype
     count = checkpoint.layer_count
     parameters, size = checkpoint.parameters, DTYPE_BYTES[dtype]
     narrow = weight_bytes(checkpoint, 0, count, dtype, topology.stages[0].device)
     typical = sum(parameters.layers) / count
-    rows = min(checkpoint.context_limit, topology.limits.context or checkpoint.context_limit)
+    rows = checkpoint.context_limit
     caches = [min(block_bytes(checkpoint, at, at + 1, dtype).row * rows, topology.limits.memory) for at in range(count)]
     plan = plan_drafter(topology, checkpoint)
     head_work = (parameters.norm + parameters.head) / typical

@@ -30,7 +30,7 @@ def check_models(topology: Topology) -> None:
         from flowspec.model.hub import resolve_model
         from flowspec.model.weights import Checkpoint
 
-        plan_drafter(topology, Checkpoint(resolve_model(topology.draft_node.model)))
+        plan_drafter(topology, Checkpoint(resolve_model(topology.draft_node.model), topology.limits.context))
 
 
 def check_model(name: str) -> int:

@@ -86,7 +86,7 @@ def _print_plan(topology: Topology, name: str) -> None:
         typer.echo("\n".join([*lines, "  model    synthetic: no weights, no cache; it takes emulated time alone"]))
         return
     check_model(node.model)
-    checkpoint = Checkpoint(resolve_model(node.model))
+    checkpoint = Checkpoint(resolve_model(node.model), topology.limits.context)
     lines += (
         _held_by_drafter(topology, checkpoint) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
     )

@@ -110,7 +110,7 @@ def _build_model_drafter(chosen: DrafterSection, topology: Topology, target: Che
     if kind == "causal-lm":
         from flowspec.drafting.causal_lm import CausalLmDrafter
 
-        draft = Checkpoint(resolve_model(name))
+        draft = Checkpoint(resolve_model(name), target.context_limit)
         check_vocabulary(draft, target)
         return CausalLmDrafter.load(draft, dtype=node.dtype, device=node.device, vocab_size=target.vocab_size)
     from flowspec.drafting.head_drafter import HeadDrafter

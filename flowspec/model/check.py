@@ -16,6 +16,7 @@ import torch
 from flowspec.errors import ModelError
 from flowspec.model.hub import resolve_model
 from flowspec.model.sampling import TIE, Explanation, Sampler, TokenHistory
+from flowspec.model.weights import Checkpoint
 from flowspec.wire.parameters import SamplingParameters
 
 CHUNK = 256
@@ -70,18 +71,27 @@ class Report:
 
 
 class WholeModel:
-    """All layers of a checkpoint in this process. Final norm and LM head run in float32 or better, as in a stage."""
+    """All layers of a checkpoint in this process. Final norm and LM head run in float32 or better, as in a stage.
 
-    def __init__(self, name: str, dtype: str = "float32") -> None:
+    `context` is that of the pipeline, by which some models turn positions differently (see `rotary`).
+    """
+
+    def __init__(self, name: str, dtype: str = "float32", context: int | None = None) -> None:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         path = resolve_model(name)
+        config = Checkpoint(path, context).config
         bar = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                str(path), dtype=getattr(torch, dtype), local_files_only=True, attn_implementation="sdpa"
+                str(path),
+                config=config,
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                attn_implementation="sdpa",
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"{path} cannot be loaded whole: {error}") from error
@@ -113,9 +123,13 @@ def check_generation(
     sampling: SamplingParameters,
     *,
     dtype: str = "float32",
+    context: int | None = None,
 ) -> Report:
-    """Compare `output` with what `model` draws after `prompt`, position by position."""
-    whole = WholeModel(model, dtype) if isinstance(model, str) else model
+    """Compare `output` with what `model` draws after `prompt`, position by position.
+
+    `dtype` and `context` are those of the pipeline, where `model` is a name.
+    """
+    whole = WholeModel(model, dtype, context) if isinstance(model, str) else model
     tokens = [*prompt, *output]
     ties: list[Deviation] = []
     differences: list[Deviation] = []

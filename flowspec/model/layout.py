@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import platform
+import re
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 LEAN: Final = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 """Architectures whose layers are replaced (see `lean`): `model_type` -> how the names of their classes begin."""
+LAYER: Final = re.compile(r"^model\.layers\.(\d+)\.")
+"""How the name of a layer's tensor begins."""
 DTYPE_BYTES: Final = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 X86: Final = ("x86_64", "amd64")
 """What `platform.machine` calls processors for which torch has products with float16 weights."""
@@ -54,9 +57,9 @@ def count_parameters(checkpoint: Checkpoint) -> Parameters:
         sizes = _sizes_from_config(checkpoint)
     layers = [0] * checkpoint.layer_count
     for name, size in sizes.items():
-        parts = name.split(".")
-        if name.startswith("model.layers.") and int(parts[2]) < len(layers):
-            layers[int(parts[2])] += size
+        layer = LAYER.match(name)
+        if layer is not None and int(layer.group(1)) < len(layers):
+            layers[int(layer.group(1))] += size
     if 0 in layers:
         raise ModelError(
             f"{checkpoint.path}: layer {layers.index(0)} of {len(layers)} has no tensors",

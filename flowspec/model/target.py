@@ -16,7 +16,9 @@ Target = Checkpoint | SyntheticModel
 
 def open_target(topology: Topology, model: str) -> Target:
     """The model that a node of `topology` calls by this name. `ModelError` says what is wrong with it."""
-    return SyntheticModel(topology) if model == SYNTHETIC_MODEL else Checkpoint(resolve_model(model))
+    if model == SYNTHETIC_MODEL:
+        return SyntheticModel(topology)
+    return Checkpoint(resolve_model(model), topology.limits.context)
 
 
 def tokenizer_of(target: Target) -> Any:

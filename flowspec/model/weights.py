@@ -9,14 +9,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from flowspec.errors import ModelError
-from flowspec.model import hub, layout
+from flowspec.model import hub, layout, rotary
 from flowspec.model.hub import resolve_model
 
 __all__ = ["Checkpoint", "StoredTensor", "read_header", "resolve_model"]
@@ -29,8 +28,12 @@ MAX_HEADER_BYTES: Final = 100_000_000
 EMBEDDING: Final = "model.embed_tokens.weight"
 NORM: Final = "model.norm."
 HEAD: Final = "lm_head.weight"
-LAYER: Final = re.compile(r"^model\.layers\.(\d+)\.")
 TOKENIZER_FILES: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt")
+SIZES: Final = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
+"""Of a config, all of them 1 or more."""
+PLAIN_DTYPES: Final = ("F64", "F32", "BF16", "F16")
+"""As what weights may be stored: numbers that mean themselves, not steps of a scale."""
+UNQUANTISED: Final = "take the model that is not quantised, with weights in bfloat16, float16 or float32"
 VOLATILE: Final = frozenset({"transformers_version", "torch_dtype", "dtype", "_name_or_path", "use_cache"})
 
 
@@ -46,10 +49,14 @@ class StoredTensor:
 
 
 class Checkpoint:
-    """A Hugging Face causal LM in `path`. Making one reads config and index only; ModelError says what is wrong."""
+    """A Hugging Face causal LM in `path`. Making one reads config and index only; ModelError says what is wrong.
 
-    def __init__(self, path: Path) -> None:
+    `context`: most tokens of prompt and output that its pipeline shall take; None for what the model does at its best.
+    """
+
+    def __init__(self, path: Path, context: int | None = None) -> None:
         self.path = Path(path)
+        self._context = context
         if not self.path.is_dir():
             raise ModelError(
                 f"there is no directory {self.path}",
@@ -62,6 +69,7 @@ class Checkpoint:
                 f"{self.path / 'config.json'}: the architecture {self.model_type!r} is not supported",
                 hint=f"supported are {', '.join(SUPPORTED)}",
             )
+        self._refuse_quantised()
         self._headers: dict[str, dict[str, StoredTensor]] = {}
         self.files = self._index()
         """Tensor name -> file name."""
@@ -70,16 +78,45 @@ class Checkpoint:
 
     @functools.cached_property
     def config(self) -> Any:
-        """The config as transformers reads it."""
+        """The config as transformers reads it, with the frequencies that this context has (see `rotary`)."""
         from transformers import AutoConfig
 
         try:
-            return AutoConfig.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(str(self.path), trust_remote_code=False, local_files_only=True)
+            rotary.fix_frequencies(config, self._context)
         except Exception as error:
             raise ModelError(
                 f"{self.path / 'config.json'} cannot be read: {error}",
                 hint="it was damaged or written for another version of transformers; fetch it again",
             ) from error
+        self._check_config(config)
+        return config
+
+    def _check_config(self, config: Any) -> None:
+        """What transformers would let pass, and fail at later in words of its own."""
+        from transformers.activations import ACT2FN
+
+        file, hint = self.path / "config.json", "it was damaged, or written for another program; fetch it again"
+        for name in SIZES:
+            if getattr(config, name) < 1:
+                raise ModelError(f"{file}: {name} is {getattr(config, name)}", hint=hint)
+        if config.hidden_act not in ACT2FN:
+            raise ModelError(f"{file}: hidden_act is {config.hidden_act!r}, which is not known", hint=hint)
+        kind = (config.rope_parameters or {}).get("rope_type", "default")
+        if kind not in rotary.KINDS:
+            raise ModelError(
+                f"{file}: positions of the kind {kind!r} (rope_type) are not supported",
+                hint=f"supported are {', '.join(rotary.KINDS)}",
+            )
+
+    def _refuse_quantised(self) -> None:
+        for key in ("quantization_config", "compression_config"):
+            if found := self.raw_config.get(key):
+                method = found.get("quant_method", key) if isinstance(found, dict) else key
+                raise ModelError(
+                    f"{self.path / 'config.json'}: the weights are quantised ({method}), which is not supported",
+                    hint=UNQUANTISED,
+                )
 
     @property
     def layer_count(self) -> int:
@@ -104,7 +141,8 @@ class Checkpoint:
 
     @property
     def context_limit(self) -> int:
-        return int(self.config.max_position_embeddings)
+        """Most tokens of prompt and output that a pipeline of this context takes."""
+        return rotary.context_limit(self.config, self._context)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -116,14 +154,22 @@ class Checkpoint:
             found = getattr(self.config, "eos_token_id", None)
         if found is None:
             return frozenset()
-        return frozenset({int(found)} if isinstance(found, int) else map(int, found))
+        ids = found if isinstance(found, list) else [found]
+        if not all(isinstance(token, int) for token in ids):
+            raise ModelError(
+                f"{self.path}: eos_token_id is {found!r}, neither a token id nor a list of them", hint="fetch it again"
+            )
+        return frozenset(ids)
 
     def fingerprint(self) -> str:
         """Hash of the config and of the names and total size of all tensors: equal on all devices with this model.
 
-        Shapes follow from the config, and are checked when tensors are read; so a device need not have every file.
+        Shapes follow from the config, and are checked when tensors are read; so a device need not have every file. The
+        context counts where frequencies depend on it: keys and queries must not be turned by different ones.
         """
         essential = {key: value for key, value in self.raw_config.items() if key not in VOLATILE}
+        if rotary.has_long_factors(self.config, self._context):
+            essential["flowspec: factors"] = "long"
         text = json.dumps([essential, sorted(self.files), self._total_bytes()], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -143,7 +189,7 @@ class Checkpoint:
         return [name for name in self.files if self._belongs(name, first, end)]
 
     def _belongs(self, name: str, first: int, end: int) -> bool:
-        layer = LAYER.match(name)
+        layer = layout.LAYER.match(name)
         if layer is not None:
             return first <= int(layer.group(1)) < end
         tail = end == self.layer_count

@@ -63,7 +63,7 @@ def load_stage(
         tokens, seconds = measure(block, budget=0.0)
     else:
         block = LayerBlock.load(
-            checkpoint.path,
+            checkpoint,
             first,
             end,
             dtype=node.dtype,

@@ -9,6 +9,7 @@ import torch
 
 from flowspec.model.block import LayerBlock
 from flowspec.model.rows import Pruned
+from flowspec.model.weights import Checkpoint
 from flowspec.wire.messages import DraftTokens
 
 NO_DECREE = -1
@@ -23,7 +24,9 @@ def chain(tokens: list[int], start: int = 0, parent: int | None = None) -> Draft
 class Blocks:
     """All layers of a model, cut where `cuts` says."""
 
-    def __init__(self, path: Path, cuts: tuple[int, ...], *, dtype: str = "float64", row_limit: int = 400) -> None:
+    def __init__(
+        self, path: Path | Checkpoint, cuts: tuple[int, ...], *, dtype: str = "float64", row_limit: int = 400
+    ) -> None:
         self.blocks = [LayerBlock.load(path, first, end, dtype=dtype) for first, end in pairwise(cuts)]
         self.row_limit = row_limit
         self.fresh()

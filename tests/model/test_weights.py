@@ -120,6 +120,22 @@ def test_eos_comes_from_the_generation_config_and_else_from_the_config(
     assert Checkpoint(path).eos_token_ids == {1}
 
 
+@pytest.mark.parametrize("value", ["x", [None], {}, [1, "2"], 1.5])
+def test_an_eos_that_is_no_token_id_is_refused(damaged: Callable[..., Path], value: Any) -> None:
+    path = damaged()
+    (path / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
+    with pytest.raises(ModelError, match=r"eos_token_id is .*, neither a token id nor a list of them"):
+        _ = Checkpoint(path).eos_token_ids
+
+
+def test_a_tensor_of_no_layer_does_not_count(damaged: Callable[..., Path]) -> None:
+    path = damaged()
+    expected = Checkpoint(path).parameters
+    edit_tensors(path, lambda tensors: tensors.update({"model.layers.x.weight": torch.ones(3)}))
+    assert Checkpoint(path).parameters == expected
+    LayerBlock.load(path, 0, 3)
+
+
 def spoil(path: Path, how: str) -> str:
     """Damage the checkpoint; returns what the error must name."""
     weights = path / "model.safetensors"
@@ -174,6 +190,28 @@ def spoil(path: Path, how: str) -> str:
             header = content[8 : 8 + length].replace(b"model.norm.weight", b"model.xorm.weight")
             weights.write_bytes(content[:8] + header + content[8 + length :])
             return "the tensor model.norm.weight is missing"
+        case "quantised":
+            edit_config(path, quantization_config={"quant_method": "gptq", "bits": 4})
+            return r"config.json: the weights are quantised \(gptq\), which is not supported"
+        case "quantised by a method without a name":
+            edit_config(path, compression_config={"format": "pack-quantized"})
+            return r"the weights are quantised \(compression_config\)"
+        case "scaled weights":
+            name = "model.layers.1.mlp.up_proj.weight"
+            edit_tensors(path, lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn)}))
+            return f"{name} is stored as F8_E4M3, not as one of F64, F32, BF16, F16"
+        case "whole numbers for weights":
+            edit_tensors(path, lambda tensors: tensors.update({HEAD: tensors[HEAD].to(torch.int8)}))
+            return "lm_head.weight is stored as I8"
+        case "unknown activation":
+            edit_config(path, hidden_act="nope")
+            return "hidden_act is 'nope', which is not known"
+        case "empty vocabulary":
+            edit_config(path, vocab_size=0)
+            return "vocab_size is 0"
+        case "no context":
+            edit_config(path, max_position_embeddings=0)
+            return "max_position_embeddings is 0"
         case "an LM head with fewer rows":
             edit_tensors(path, lambda tensors: tensors.update({HEAD: tensors[HEAD][:300]}))
             return r"lm_head.weight is \(300, 32\), the config says \(352, 32\)"
@@ -192,6 +230,8 @@ DAMAGES = [
     *("no directory", "no config", "config is not JSON", "config is a list", "config of nonsense", "unsupported"),
     *("no weights", "only bin", "truncated", "truncated in the header", "empty", "noise"),
     *("missing tensor", "missing layer", "missing norm", "other shape"),
+    *("quantised", "quantised by a method without a name", "scaled weights", "whole numbers for weights"),
+    *("unknown activation", "empty vocabulary", "no context"),
     *("an LM head with fewer rows", "an LM head with more rows", "an LM head of another width"),
 ]
 

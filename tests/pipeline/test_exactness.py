@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from flowspec.errors import LimitExceeded
+from flowspec.model.check import check_generation
 from flowspec.transport.memory import Faults, MemoryTransport
+from flowspec.wire.parameters import SamplingParameters
 from tests.checkpoints import write_checkpoint
 from tests.pipeline.running import alone, complete, pipeline
 
@@ -55,6 +59,37 @@ async def test_every_family_writes_what_transformers_writes(
         fast = await complete(running, PROMPT, "flowspec", **SAMPLED)
         assert fast.token_ids == plain.token_ids
         assert fast.stats.accepted > 0
+
+
+@pytest.mark.parametrize(("context", "length"), [(None, 5), (400, 5), (400, 150)])
+async def test_longrope_models_turn_by_the_factors_that_the_context_asks_for_from_the_first_token_on(
+    tmp_path: Path, context: int | None, length: int
+) -> None:
+    model = write_checkpoint(tmp_path, "llama", layers=4)
+    config = json.loads((model / "config.json").read_text())
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    (model / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
+    drafter = {"kind": "causal-lm", "model": str(model)}
+    streams = []
+    async with pipeline(model, 3, drafter=drafter, limits={"context": context} if context else {}) as running:
+        for policy in ("autoregressive", "flowspec"):
+            streams.append(await complete(running, prompt_of(length), policy, **SAMPLED))
+        if context is None:
+            with pytest.raises(LimitExceeded, match="is 32, the request asks for 34"):
+                await complete(running, prompt_of(10), "flowspec")
+    assert streams[0].token_ids == streams[1].token_ids
+    sampling = SamplingParameters(**SAMPLED)
+    report = check_generation(
+        str(model), prompt_of(length), streams[0].token_ids, sampling, dtype="float64", context=context
+    )
+    assert report.equal == 24
+    if length == 5:
+        other = None if context else 400
+        report = check_generation(
+            str(model), prompt_of(5), streams[0].token_ids, sampling, dtype="float64", context=other
+        )
+        assert report.differences
 
 
 @pytest.mark.parametrize("stages", [1, 2, 4, 6])
