@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from flowspec.errors import ModelError
 from flowspec.model import attention
-from flowspec.model.weights import EMBEDDING, HEAD, NORM, Checkpoint
+from flowspec.model.weights import EMBEDDING, HEAD, NORM, PLAIN_DTYPES, UNQUANTISED, Checkpoint
 
 Progress = Callable[[int, int], None]
 
@@ -87,7 +87,15 @@ class TensorReader:
         self.checkpoint = checkpoint
         self.names = checkpoint.names(first, end)
         self._progress = progress
-        self._total = sum(checkpoint.stored(name).size for name in self.names)
+        stored = [checkpoint.stored(name) for name in self.names]
+        for tensor in stored:
+            if tensor.dtype not in PLAIN_DTYPES:
+                raise ModelError(
+                    f"{checkpoint.path / tensor.file}: {tensor.name} is stored as {tensor.dtype}, not as one of "
+                    f"{', '.join(PLAIN_DTYPES)}",
+                    hint=UNQUANTISED,
+                )
+        self._total = sum(tensor.size for tensor in stored)
         self._read: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
         self._open: dict[str, Any] = {}
@@ -156,17 +164,22 @@ def load_stage(
     tensors = {name: LazyTensor(reader, name) for name in wanted if first == 0 or name != EMBEDDING}
     # torch's grouped matrix product of experts has no float64; one expert at a time has.
     experts = {"experts_implementation": "eager"} if dtype == torch.float64 and hasattr(config, "num_experts") else {}
-    with _quietly():
-        stage, report = Stage.from_pretrained(
-            None,
-            config=config,
-            state_dict=tensors,
-            dtype=dtype,
-            attn_implementation=attention.NAME,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **experts,
-        )
+    try:
+        with _quietly():
+            stage, report = Stage.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                attn_implementation=attention.NAME,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **experts,
+            )
+    except (ModelError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a config can be wrong in more ways than anybody lists
+        raise ModelError(f"{checkpoint.path} cannot be loaded: {error!r}", hint=OTHER_MODEL) from error
     _check(checkpoint, report)
     stage.eval().requires_grad_(False)
     return stage, norms[0]
