@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,11 +40,11 @@ def doctor(
     something is bad.
     """
     from flowspec.cli.requests import check_counts
+    from flowspec.cli.topology_file import load_topology
     from flowspec.runtime.loop import run
-    from flowspec.topology import Topology
 
     check_counts(connect_timeout=connect_timeout)
-    loaded = Topology.load(topology)
+    loaded = load_topology(topology)
     findings = run(_examine(loaded, key, payload, connect_timeout))
     bad = sum(finding.state == "bad" for finding in findings)
     warnings = sum(finding.state == "warning" for finding in findings)
@@ -70,6 +72,7 @@ async def _examine(topology: Topology, key: Path | None, payload: int, seconds: 
         *checkup.check_names(topology),
         *checkup.check_ports(topology, here, listening),
         *checkup.check_models(topology, here, running),
+        *_remarks(topology, here),
         asked,
     ]
     if diagnosis is None or diagnosis.waits_for:
@@ -77,6 +80,22 @@ async def _examine(topology: Topology, key: Path | None, payload: int, seconds: 
     if diagnosis is not None:
         findings += judge(topology, diagnosis)
     return findings
+
+
+def _remarks(topology: Topology, here: set[str]) -> Iterator[Finding]:
+    """What the topology says in vain. What is wrong with its model is another's business."""
+    from flowspec.cli.checkup import nodes_of
+    from flowspec.cli.remarks import remarks_on
+    from flowspec.errors import FlowspecError
+    from flowspec.model.target import open_target
+
+    context = None
+    node = next((node for node in nodes_of(topology) if node.name in here), None)
+    if node is not None:
+        with suppress(FlowspecError):
+            context = open_target(topology, node.model).context_limit
+    for remark in remarks_on(topology, context):
+        yield Finding("topology", remark.key, "warning", remark.found, remark.advice)
 
 
 async def _ask(topology: Topology, key: Path | None, payload: int, seconds: float) -> tuple[Finding, Diagnosis | None]:

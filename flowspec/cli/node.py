@@ -31,9 +31,9 @@ def node(
 
     Ctrl-C once lets running requests end; twice stops at once.
     """
-    from flowspec.topology import Topology
+    from flowspec.cli.topology_file import load_topology
 
-    loaded = Topology.load(topology)
+    loaded = load_topology(topology)
     if loaded.spare(name) is None:
         loaded.node(name)
     if insecure:
@@ -75,6 +75,7 @@ def _print_places(topology: Topology, spare: str) -> None:
 def _print_plan(topology: Topology, name: str) -> None:
     """Ports, layers and bytes of a node, from the headers of its checkpoint: nothing is loaded."""
     from flowspec.cli.models import check_model
+    from flowspec.cli.remarks import remarks_on
     from flowspec.model.hub import resolve_model
     from flowspec.model.weights import Checkpoint
     from flowspec.topology.topology import SYNTHETIC_MODEL
@@ -83,7 +84,9 @@ def _print_plan(topology: Topology, name: str) -> None:
     ports = f"port {node.port}" if node.ports == 1 else f"ports {node.port}-{node.port + node.ports - 1}"
     lines = [f"{name}: {node.role} node on {node.host}, {ports}, device {node.device}, {node.dtype}"]
     if node.model == SYNTHETIC_MODEL:
-        typer.echo("\n".join([*lines, "  model    synthetic: no weights, no cache; it takes emulated time alone"]))
+        lines.append("  model    synthetic: no weights, no cache; it takes emulated time alone")
+        lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, None)]
+        typer.echo("\n".join(lines))
         return
     check_model(node.model)
     checkpoint = Checkpoint(resolve_model(node.model), topology.limits.context)
@@ -92,6 +95,7 @@ def _print_plan(topology: Topology, name: str) -> None:
     )
     typer.echo("\n".join(lines))
 
+    lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, checkpoint.context_limit)]
 
 def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> list[str]:
     from flowspec.cli.render import size

@@ -42,13 +42,13 @@ def plan(
 ) -> None:
     """Divide the layers of a topology's model among its nodes, and predict the speed. Nothing is started."""
     from flowspec.cli.inventory import take_inventory
+    from flowspec.cli.topology_file import load_topology
     from flowspec.planning import planner
     from flowspec.planning.estimate import Workload
     from flowspec.planning.language import SyntheticLanguage
     from flowspec.schedule.continuous import ContinuousSettings
-    from flowspec.schedule.options import read_options, written_options
+    from flowspec.schedule.options import as_text, read_options
     from flowspec.synthetic.calibration import quality_for
-    from flowspec.topology import Topology
 
     if tokens < 2:
         raise ConfigurationError(f"tokens is {tokens}; it must be 2 or more")
@@ -56,8 +56,8 @@ def plan(
         raise ConfigurationError(f"latency is {latency:g} ms; it must be finite, and 0 or more")
     if rate is not None and not 0.0 < rate < inf:
         raise ConfigurationError(f"rate is {rate:g} Mbit/s; it must be finite, and more than 0")
-    loaded = Topology.load(topology)
-    written = written_options(loaded.policy, loaded.policy_options)
+    loaded = load_topology(topology)
+    written = as_text(loaded.policy_options)
     options: dict[str, PolicyOptions] = {loaded.policy: read_options(loaded.policy, written)}
     known = take_inventory(
         loaded,

@@ -197,8 +197,8 @@ def _recorded(file: Path | None, **synthetic: int | None) -> Recording | None:
 
 
 def _topology(file: Path | None, profile: str | None, stages: int | None) -> Topology | None:
+    from flowspec.cli.topology_file import load_topology
     from flowspec.planning.estimate import MOST_STAGES
-    from flowspec.topology import Topology
 
     if stages is not None:
         _check("stages", stages, most=MOST_STAGES)
@@ -206,18 +206,18 @@ def _topology(file: Path | None, profile: str | None, stages: int | None) -> Top
         return None
     if stages is not None:
         raise ConfigurationError("the topology says how many stages there are", hint="leave out --stages")
-    loaded = Topology.load(file)
+    loaded = load_topology(file)
     return loaded if profile is None else loaded.replace(profile=profile)
 
 
 def _policies(names: list[str] | None, given: list[str] | None, topology: Topology | None) -> dict[str, PolicyOptions]:
     """What is simulated, with options: those of the topology are of its own policy, and give way to `given`."""
     from flowspec.cli.requests import check_policy, policy_options
-    from flowspec.schedule.options import read_options, written_options
+    from flowspec.schedule.options import as_text, read_options
 
     if given and len(names or ()) != 1:
         raise ConfigurationError("options belong to one policy", hint="name it: --policy flowspec")
-    own = () if topology is None else written_options(topology.policy, topology.policy_options)
+    own = () if topology is None else as_text(topology.policy_options)
     chosen = {}
     for name in names or POLICIES:
         check_policy(name)

@@ -29,11 +29,11 @@ def up(
     Ctrl-C once lets running requests end; twice stops at once.
     """
     from flowspec.cli.models import check_models
+    from flowspec.cli.topology_file import load_topology
     from flowspec.cluster import refuse_foreign
     from flowspec.runtime.loop import run
-    from flowspec.topology import Topology
 
-    loaded = Topology.load(topology)
+    loaded = load_topology(topology)
     if insecure:
         loaded = loaded.replace(insecure=True)
     configure_logs(log_format, log_level)

@@ -267,6 +267,12 @@ class Topology(Section):
         """The last stage."""
         return self.stages[-1]
 
+    @property
+    def hops(self) -> frozenset[tuple[str, str]]:
+        """Pairs of nodes of which the first sends to the second: along the pipe, and from every stage back."""
+        draft, stages = self.draft_node.name, [stage.name for stage in self.stages]
+        return frozenset({*zip([draft, *stages], stages, strict=False), *((stage, draft) for stage in stages)})
+
     def node(self, name: str) -> Node:
         """The node called `name`; the error lists the names there are."""
         try:
@@ -349,9 +355,13 @@ class Topology(Section):
             message = f"the stages end with layer {layers[1] - 1}, but the model's last is {count - 1}"
             raise self._error_at_node(self.tail.name, message, "layers")
 
+    def error(self, message: str, *key: str | int, hint: str | None = None) -> TopologyError:
+        """What is wrong at `key`, ready to be raised, with file and line where this topology was read from a file."""
+        return self._document.error(message, key, hint=hint)
+
     def _error_at_node(self, name: str, message: str, *key: str) -> TopologyError:
         index = next(index for index, entry in enumerate(self.nodes) if entry.name == name)
-        return self._document.error(message, ("nodes", index, *key))
+        return self.error(message, "nodes", index, *key)
 
     # ---- addresses and hosts -----------------------------------------------------------------------------------------
 

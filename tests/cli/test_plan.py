@@ -125,7 +125,7 @@ def test_options_that_the_policy_does_not_have_are_refused(
     fleet.write_text(f"policy_options: {options}\n" + FLEET)
     code, out, err = run_main(capsys, "plan", str(fleet), *QUICK)
     assert (code, out) == (2, "")
-    assert "policy_options in the topology: " in err
+    assert f"{fleet}:1: `policy_options." in err
     assert "options of flowspec: tree (2 to 256; 256)" in err
 
 

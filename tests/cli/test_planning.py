@@ -232,7 +232,7 @@ def test_a_topologys_policy_options_hold_for_its_policy_and_give_way_to_the_comm
     file.write_text(FLEET + "policy_options: {tree: 100000}\n")
     code, _, err = run_main(capsys, "simulate", str(file), *QUICK)
     assert code == 2
-    assert "policy_options in the topology" in err
+    assert "`policy_options.tree`: the option tree" in err
 
 
 def test_a_topology_says_how_good_its_synthetic_drafts_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
