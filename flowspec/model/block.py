@@ -133,8 +133,8 @@ class LayerBlock:
         return self._shape().row_bytes
 
     def _shape(self) -> CacheShape:
-        layers = self.end_layer - self.first_layer
-        return CacheShape(self.first_layer, layers, self._kv_heads, self._head_dim, self.dtype, self.device)
+        layers, windows = self.end_layer - self.first_layer, tuple(self._windows)
+        return CacheShape(self.first_layer, layers, self._kv_heads, self._head_dim, self.dtype, self.device, windows)
 
     def new_cache(self, row_limit: int) -> TreeCache:
         """An empty cache for a session of at most `row_limit` rows."""

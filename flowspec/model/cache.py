@@ -1,8 +1,9 @@
 """Keys and values of one session at one stage, laid out by `RowTree`.
 
 Buffers grow by blocks up to the admitted limit. Rows move only after a prune, and then only tree rows; the accepted
-prefix never moves. To the layers the cache is `past_key_values`: they call `update` and get exactly the rows there are.
-It knows neither masks nor what a layer computes.
+prefix never moves, but the buffer of a layer with a window drops, when it grows, what no row to come can attend to. To
+the layers the cache is `past_key_values`: they call `update` and get exactly the rows there are, or those of their
+window. It knows neither masks nor what a layer computes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class CacheShape:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    windows: tuple[int | None, ...] = ()
+    """How many positions each layer looks back, itself included, None for all; empty where no layer has a window."""
 
     @property
     def row_bytes(self) -> int:
@@ -47,7 +50,9 @@ class TreeCache(RowTree):
         self.row_limit = row_limit
         self.row_bytes = shape.row_bytes
         self._capacity = 0
-        self._buffers: list[torch.Tensor] = []  # per layer (2, kv_heads, capacity, head_dim)
+        self._windows = shape.windows or (None,) * shape.layers
+        self._buffers: list[torch.Tensor] = []  # per layer (2, kv_heads, capacity - first, head_dim)
+        self._firsts = [0] * shape.layers  # per layer the first row that its buffer holds
         self._side: torch.Tensor | None = None  # (1 + tree rows, hidden); slot 0 is the last accepted row
         self._freed = False
         self._targets: torch.Tensor | None = None  # rows of the open batch, where they are not one run
@@ -56,8 +61,8 @@ class TreeCache(RowTree):
 
     @property
     def bytes_held(self) -> int:
-        side = 0 if self._side is None else self._side.numel() * self._side.element_size()
-        return self._capacity * self.row_bytes + side
+        side = 0 if self._side is None else self._side.nbytes
+        return sum(buffer.nbytes for buffer in self._buffers) + side
 
     def free(self) -> None:
         """Give the buffers back; the cache cannot be used any more."""
@@ -74,7 +79,12 @@ class TreeCache(RowTree):
         return super().begin(draft)
 
     def revise(self, rows: IntArray, draft: DraftTokens = NO_DRAFT) -> Batch:
-        """As in RowTree, with the limit of `begin`: `update` and `store` overwrite what the rows held."""
+        """As in RowTree, with the limit of `begin`: `update` and `store` overwrite what the rows held.
+
+        Not for rows of the prefix where a layer has a window: what they attend to may be gone.
+        """
+        if len(rows) and rows[0] < self.prefix and any(self._windows):
+            raise InvariantViolation(f"row {rows[0]} of the prefix cannot be computed again under a window")
         self._make_room(len(draft))
         batch = super().revise(rows, draft)
         if len(rows):
@@ -99,16 +109,24 @@ class TreeCache(RowTree):
     def _grow(self, needed: int) -> None:
         capacity = min(self.row_limit, -(-needed // BLOCK_ROWS) * BLOCK_ROWS)
         shape, used = self.shape, self.rows
-        size = (2, shape.kv_heads, capacity, shape.head_dim)
-        if not self._buffers:
-            self._buffers = [torch.empty(size, dtype=shape.dtype, device=shape.device) for _ in range(shape.layers)]
-        else:
-            # One layer at a time, so that only one layer is held twice.
-            for index, old in enumerate(self._buffers):
-                new = torch.empty(size, dtype=shape.dtype, device=shape.device)
-                new[:, :, :used] = old[:, :, :used]
+        # One layer at a time, so that only one layer is held twice.
+        for index, window in enumerate(self._windows):
+            # Rows to come are at the positions behind the prefix, so what is before their window is of no use.
+            first = 0 if window is None else max(0, self.prefix - window + 1)
+            size = (2, shape.kv_heads, capacity - first, shape.head_dim)
+            new = torch.empty(size, dtype=shape.dtype, device=shape.device)
+            if self._capacity:
+                new[:, :, : used - first] = self._rows(index, first, used)
                 self._buffers[index] = new
+            else:
+                self._buffers.append(new)
+            self._firsts[index] = first
         self._capacity = capacity
+
+    def _rows(self, index: int, start: int, end: int) -> torch.Tensor:
+        """Rows [start, end) of the layer at `index`, (2, kv_heads, rows, head_dim)."""
+        first = self._firsts[index]
+        return self._buffers[index][:, :, start - first : end - first]
 
     def commit(self, decree: int) -> tuple[int, ...]:
         side, before = self._side, self._count
@@ -149,30 +167,34 @@ class TreeCache(RowTree):
         still = int((kept == range(count)).argmin()) if count and kept[-1] != count - 1 else count
         if still == count:
             return
-        moved = torch.from_numpy(kept[still:] + base).to(self.shape.device)
-        start, end = base + still, base + count
-        for buffer in self._buffers:
-            buffer[:, :, start:end] = buffer.index_select(2, moved)
+        moved = torch.from_numpy(kept[still:]).to(self.shape.device)
+        for index in range(len(self._buffers)):
+            tree = self._rows(index, base, self._capacity)
+            tree[:, :, still:count] = tree.index_select(2, moved)
 
     # ---- for the layers
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, layer_index: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store (1, kv_heads, q, head_dim) of the open batch; returns all rows' (1, kv_heads, rows, head_dim)."""
+        """Store (1, kv_heads, q, head_dim) of the open batch; returns all rows' (1, kv_heads, rows, head_dim).
+
+        For a layer with a window these are the rows from `first_row` on.
+        """
         batch = self._open
         if batch is None:
             raise InvariantViolation("a layer stored keys and values outside a batch")
-        buffer = self._buffers[layer_index - self.shape.first_layer]
-        end = batch.end
+        index = layer_index - self.shape.first_layer
         if self._targets is None:
-            buffer[0, :, batch.start : end] = keys[0]
-            buffer[1, :, batch.start : end] = values[0]
+            stored = self._rows(index, batch.start, batch.end)
+            stored[0], stored[1] = keys[0], values[0]
         else:
-            self._overwrite(buffer, 2, self._targets[: len(batch.revised)])
-            buffer[0].index_copy_(1, self._targets, keys[0])
-            buffer[1].index_copy_(1, self._targets, values[0])
-        return buffer[0:1, :, :end], buffer[1:2, :, :end]
+            buffer, targets = self._buffers[index], self._targets - self._firsts[index]
+            self._overwrite(buffer, 2, targets[: len(batch.revised)])
+            buffer[0].index_copy_(1, targets, keys[0])
+            buffer[1].index_copy_(1, targets, values[0])
+        seen = self._rows(index, self.first_row(self._windows[index]), batch.end)
+        return seen[0:1], seen[1:2]
 
     def get_seq_length(self, layer_index: int = 0) -> int:
         """Rows before the open batch."""

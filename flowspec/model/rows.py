@@ -64,6 +64,7 @@ class RowTree(RowColumns):
         self.next_token: int | None = None
         """The token that the newest applied verdict names after `last_accepted`."""
         self._open: Batch | None = None
+        self._lowest = 0  # position of the open batch
         self._lock = threading.Lock()
         self._noted: tuple[int, int] | None = None
         self._judged: tuple[int, int] | None = None
@@ -124,6 +125,7 @@ class RowTree(RowColumns):
             parents = np.concatenate((np.array(earlier, np.int64), parents))
             positions = np.concatenate((self._positions_of(revised), positions))
         self._open = Batch(self.prefix + start, count, draft.serials, parents, positions, revised)
+        self._lowest = int(positions.min())
         self._judged, self._alive = None, True
         return self._open
 
@@ -222,7 +224,7 @@ class RowTree(RowColumns):
     # ---- masks
 
     def unmasked(self, window: int | None = None) -> bool:
-        """Whether the open batch is one row that attends to every row there is."""
+        """Whether the open batch is one row that attends to every row from `first_row(window)` on."""
         batch = self._batch()
         if batch.count != 1:
             return False
@@ -232,22 +234,31 @@ class RowTree(RowColumns):
                 return False
         elif not self._matrix[row - self.prefix, : self._count].all():
             return False
-        return window is None or int(batch.positions[0]) < window
+        return window is None or self._lowest - self.first_row(window) < window
+
+    def first_row(self, window: int | None) -> int:
+        """The row before which the open batch attends to none. Those of the tree count as attended to, all of them."""
+        self._batch()
+        return 0 if window is None else max(0, min(self.prefix, self._lowest - window + 1))
 
     def mask(self, window: int | None = None) -> BoolArray:
-        """True where a row of the open batch attends: (count, rows). A window is counted over positions."""
-        batch = self._batch()
+        """True where a row of the open batch attends: (count, rows from `first_row(window)` on).
+
+        A window is counted over positions.
+        """
+        batch, first = self._batch(), self.first_row(window)
         start, prefix, revised = batch.start - self.prefix, self.prefix, batch.revised
-        mask = np.empty((batch.count, self.rows), np.bool_)
-        mask[:, :prefix] = True
-        mask[len(revised) :, prefix:] = self._matrix[start : self._count, : self._count]
+        mask = np.empty((batch.count, self.rows - first), np.bool_)
+        chain, tree = mask[:, : prefix - first], mask[:, prefix - first :]
+        chain[:] = True
+        tree[len(revised) :] = self._matrix[start : self._count, : self._count]
         if len(revised):
             inside = int(np.searchsorted(revised, prefix))
-            mask[:inside, :prefix] = np.arange(prefix) <= revised[:inside, None]
-            mask[:inside, prefix:] = False
-            mask[inside : len(revised), prefix:] = self._matrix[revised[inside:] - prefix, : self._count]
-        if window is not None and int(batch.positions.max()) >= window:
-            positions = np.concatenate((np.arange(self.prefix), self._positions[: self._count]))
+            chain[:inside] = np.arange(first, prefix) <= revised[:inside, None]
+            tree[:inside] = False
+            tree[inside : len(revised)] = self._matrix[revised[inside:] - prefix, : self._count]
+        if window is not None and int(batch.positions.max()) - first >= window:
+            positions = np.concatenate((np.arange(first, prefix), self._positions[: self._count]))
             mask &= batch.positions[:, None] - positions < window
         return mask
 

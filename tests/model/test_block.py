@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
 from flowspec.errors import InvariantViolation, LimitExceeded, ModelError
+from flowspec.model import attention
+from flowspec.model import cache as cache_module
 from flowspec.model.block import LayerBlock
+from flowspec.model.cache import BLOCK_ROWS
 from flowspec.model.layout import block_bytes
 from flowspec.model.weights import Checkpoint
 from flowspec.wire.messages import DraftTokens
@@ -115,15 +119,23 @@ def test_a_window_in_the_config_means_what_it_means_to_transformers(
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("block_rows", [4, BLOCK_ROWS], ids=lambda rows: f"{rows} rows at once")
 @pytest.mark.parametrize(
-    ("family", "settings"), [("llama", {}), ("qwen3", {"sliding_window": 5}), ("mistral", {"sliding_window": 5})]
+    ("family", "settings"),
+    [("llama", {}), *((family, {"sliding_window": 5}) for family in ("qwen3", "mistral", "phi3"))],
 )
 def test_pruning_by_index_leaves_the_results_of_what_lives_unchanged(
-    checkpoint: WriteCheckpoint, family: str, settings: dict[str, Any], seed: int
+    checkpoint: WriteCheckpoint,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    settings: dict[str, Any],
+    block_rows: int,
+    seed: int,
 ) -> None:
+    monkeypatch.setattr(cache_module, "BLOCK_ROWS", block_rows)
     path = checkpoint(family, layers=LAYERS, **settings)
     blocks, whole = Blocks(path, (0, 2, 6)), Blocks(path, (0, 6))
-    blocks.run_chain(PROMPT)
+    blocks.run_chain(PROMPT, chunk=9)
     rng = random.Random(seed)
     serial, accepted = len(PROMPT), list(PROMPT)
     for round_number in range(5):
@@ -266,3 +278,32 @@ def test_a_cache_that_grows_many_times_keeps_its_rows(checkpoint: WriteCheckpoin
     tokens = [(5 * i) % 300 + 2 for i in range(600)]
     blocks = Blocks(path, (0, 3), row_limit=600)
     assert close(blocks.run_chain(tokens, chunk=100), oracle_logits(path, tokens))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "phi3"])
+def test_a_layer_with_a_window_gets_and_keeps_only_the_rows_of_its_window(
+    checkpoint: WriteCheckpoint, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    window, chunk, length = 20, 30, 900
+    path = checkpoint(family, layers=LAYERS, context=1000, sliding_window=window)
+    blocks = Blocks(path, (0, LAYERS), row_limit=length + 10)
+    (block,), (cache,) = blocks.blocks, blocks.caches
+    windowed = [layer is not None for layer in block._windows]
+    attended: list[int] = []
+    attend = functional.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        attended.append(key.shape[2])
+        return attend(query, key, *given, **named)
+
+    monkeypatch.setattr(attention.functional, "scaled_dot_product_attention", watched)
+    tokens = [(5 * i) % 300 + 2 for i in range(length)]
+    logits = blocks.run_chain(tokens, chunk)
+    assert attended[-LAYERS:] == [window - 1 + chunk if cut else length for cut in windowed]
+    later = blocks.run(chain([7, 8], length))
+    assert attended[-LAYERS:] == [window - 1 + 2 if cut else length + 2 for cut in windowed]
+    assert cache.bytes_held <= sum(
+        (window + chunk + BLOCK_ROWS if cut else length + 10) * block.row_bytes // LAYERS for cut in windowed
+    )
+    monkeypatch.setattr(attention.functional, "scaled_dot_product_attention", attend)
+    assert close(torch.cat((logits, later)), oracle_logits(path, [*tokens, 7, 8]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -179,8 +179,9 @@ class RowsAgainstParents(RuleBasedStateMachine):
         )
         prefix = len(self.naive.accepted)
         for window in (None, 1, 3):
-            mask = self.rows.mask(window)
-            assert mask.shape == (len(living), prefix + len(rows))
+            mask, first = self.rows.mask(window), self.rows.first_row(window)
+            assert first <= prefix
+            assert mask.shape == (len(living), prefix + len(rows) - first)
             for index, serial in enumerate(living.serials):
                 path = [serial]
                 while path[-1] != self.naive.last:
@@ -190,7 +191,7 @@ class RowsAgainstParents(RuleBasedStateMachine):
                     depth = prefix + len(path) - 2
                     near = {prefix + rows.index(s): depth - i for i, s in enumerate(path[:-1])}
                     seen = {row for row in seen if depth - near.get(row, row) < window}
-                assert set(np.flatnonzero(mask[index]).tolist()) == seen
+                assert set((np.flatnonzero(mask[index]) + first).tolist()) == seen
             assert self.rows.unmasked(window) == (len(living) == 1 and bool(mask.all()))
 
     @rule(data=st.data(), new=st.integers(0, 2))
@@ -225,11 +226,11 @@ class RowsAgainstParents(RuleBasedStateMachine):
         assert batch.positions.tolist() == [len(path) - 1 for path in paths]
         assert batch.parents.tolist() == [every.index(path[-2]) if len(path) > 1 else -1 for path in paths]
         for window in (None, 1, 3):
-            mask = self.rows.mask(window)
-            assert mask.shape == (batch.count, batch.end)
+            mask, first = self.rows.mask(window), self.rows.first_row(window)
+            assert mask.shape == (batch.count, batch.end - first)
             for seen, path in zip(mask, paths, strict=True):
                 near = path if window is None else path[-window:]
-                assert [every[row] for row in np.flatnonzero(seen)] == sorted(near, key=every.index)
+                assert [every[row] for row in np.flatnonzero(seen) + first] == sorted(near, key=every.index)
             assert self.rows.unmasked(window) == (batch.count == 1 and bool(mask.all()))
         if data.draw(st.booleans()):
             assert self.rows.commit(NO_DECREE) == ()
@@ -438,6 +439,16 @@ def test_the_only_rows_there_are_can_be_revised_and_a_decree_still_makes_them_th
     rows.free()
     with pytest.raises(InvariantViolation, match="freed"):
         rows.revise(np.array([0]))
+
+
+def test_rows_that_a_window_may_have_left_are_not_computed_again() -> None:
+    rows = TreeCache(replace(SHAPE, windows=(None, 2)), 8)
+    rows.begin(chain([0, 10, 20]))
+    rows.commit(1)
+    with pytest.raises(InvariantViolation, match="row 1 of the prefix"):
+        rows.revise(np.array([1]))
+    rows.revise(np.array([2]))
+    rows.abort()
 
 
 def test_a_decree_that_is_not_a_chain_is_refused() -> None:
