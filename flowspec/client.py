@@ -24,11 +24,11 @@ from flowspec.errors import (
     FlowspecError,
     PeerTimeout,
     PipelineError,
-    RequestError,
     TransportError,
     error_named,
 )
-from flowspec.stream import Generation, Inbox, Options, Stream, policy_options_of
+from flowspec.options import Options, request_of
+from flowspec.stream import Generation, Inbox, Stream
 from flowspec.wire.messages import Cancel, Diagnose, Diagnosis, Failed, Finished, Generate, Message, Status, StatusQuery
 
 if TYPE_CHECKING:
@@ -114,34 +114,11 @@ class Client:
         await self.close()
 
     def stream(self, prompt: str | None = None, **options: Unpack[Options]) -> Stream:
-        """A request for a continuation of `prompt` (or of `prompt_token_ids`); it is sent when iteration begins."""
-        token_ids = options.get("prompt_token_ids")
-        if (prompt is None) == (token_ids is None):
-            raise RequestError("give either a prompt or prompt_token_ids")
-        unknown = set(options) - Options.__optional_keys__
-        if unknown:
-            raise RequestError(f"unknown options: {', '.join(sorted(unknown))}")
-        return Stream(
-            self,
-            Generate(
-                request=secrets.token_hex(8),
-                prompt=prompt,
-                prompt_token_ids=None if token_ids is None else tuple(token_ids),
-                chat=options.get("chat", False),
-                max_new_tokens=options.get("max_new_tokens"),
-                temperature=options.get("temperature"),
-                top_k=options.get("top_k"),
-                top_p=options.get("top_p"),
-                min_p=options.get("min_p"),
-                repetition_penalty=options.get("repetition_penalty"),
-                seed=options.get("seed"),
-                stop=tuple(options.get("stop", ())),
-                ignore_eos=options.get("ignore_eos", False),
-                policy=options.get("policy"),
-                policy_options=policy_options_of(options.get("policy_options", {})),
-                trace=options.get("trace", False),
-            ),
-        )
+        """A request for a continuation of `prompt` (or of `prompt_token_ids`); it is sent when iteration begins.
+
+        Raises `RequestError` for options that are none, of a wrong type or out of every range.
+        """
+        return Stream(self, request_of(prompt, options))
 
     async def generate(self, prompt: str | None = None, **options: Unpack[Options]) -> Generation:
         """The whole continuation at once; the options are those of `stream`."""
@@ -204,7 +181,7 @@ class Client:
         if self._broken is not None:
             raise _twin(self._broken)
         if self._channel is None:
-            raise TransportError(f"the client of {self.address} is not connected")
+            raise _not_connected(self.address)
         if not self._inboxes:
             self._heard_at = time.monotonic()
         self._asked.set()
@@ -218,7 +195,7 @@ class Client:
 
     async def send(self, message: Message) -> None:
         if self._channel is None:
-            raise TransportError(f"the client of {self.address} is not connected")
+            raise _not_connected(self.address)
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._channel.send(message)
@@ -326,6 +303,13 @@ def _twin(error: FlowspecError) -> FlowspecError:
     FlowspecError.__init__(twin, error.message)
     twin.__dict__.update(error.__dict__)
     return twin
+
+
+def _not_connected(address: str) -> TransportError:
+    return TransportError(
+        f"the client of {address} is not connected",
+        hint="use it inside `async with flowspec.Client(...) as client:`",
+    )
 
 
 def _goes_on(message: Message) -> bool:

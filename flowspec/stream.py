@@ -1,4 +1,4 @@
-"""One request of a client: what may be asked, what comes back, and the iteration over it.
+"""One request of a client: what comes back, and the iteration over it.
 
 Knows no channel; a `Carrier`, the client, carries its messages.
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypedDict
+from typing import Protocol
 
 from flowspec.errors import FlowspecError, PipelineError, RequestError, WireError
-from flowspec.schedule.options import as_text
 from flowspec.tracing.assembly import NodeRecords, assemble
 from flowspec.tracing.clocks import Clock, Sample
 from flowspec.tracing.records import joined
@@ -24,7 +23,6 @@ from flowspec.wire.messages import (
     Generate,
     GenerationStats,
     Message,
-    PolicyOption,
     Started,
     Status,
     TracedNode,
@@ -49,29 +47,6 @@ class Carrier(Protocol):
     async def send(self, message: Message) -> None: ...
 
     async def cancel(self, request: str) -> None: ...
-
-
-class Options(TypedDict, total=False):
-    """What may be said about a request; what is left out is the node's default."""
-
-    prompt_token_ids: tuple[int, ...] | list[int]
-    """The prompt as tokens, in place of text."""
-    chat: bool
-    """Apply the model's chat template to the prompt."""
-    max_new_tokens: int
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int
-    stop: tuple[str, ...] | list[str]
-    ignore_eos: bool
-    policy: str
-    policy_options: Mapping[str, bool | int | str]
-    """Of the policy, by name; see `flowspec.schedule.options`."""
-    trace: bool
-    """Have all nodes note what they do for this request; see `Generation.trace`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +189,6 @@ def continued(request: Generate, started: Started, token_ids: tuple[int, ...]) -
         policy=started.policy,
         resume=token_ids,
     )
-
-
-def policy_options_of(given: Mapping[str, bool | int | str]) -> tuple[PolicyOption, ...]:
-    """Options of a policy as a message has them."""
-    return tuple(PolicyOption(name, text) for name, text in as_text(given))
 
 
 def trace_of(end: TraceEnd, parts: Sequence[TracePart], started: Started | None, finished: Finished | None) -> Trace:

@@ -20,7 +20,7 @@ class UndisturbedClient:
         self._cluster = cluster
 
     async def generate(self, prompt: str, /, **options: Any) -> Generation:
-        """As `Client.generate`; the options are those of `flowspec.stream.Options`."""
+        """As `Client.generate`; the options are those of `flowspec.options.Options`."""
         while True:
             before = self._cluster.processes
             generation = await self._client.generate(prompt, **options)

@@ -354,6 +354,14 @@ def test_a_request_without_one_prompt_is_refused_before_it_is_sent() -> None:
         client.stream("a", max_tokens=3)  # type: ignore[call-arg]
 
 
+async def test_a_client_outside_of_its_block_says_how_it_is_used() -> None:
+    client = Client("tcp://127.0.0.1:1")
+    with pytest.raises(TransportError, match=r"not connected\n  use it inside `async with flowspec\.Client"):
+        await client.generate("a")
+    with pytest.raises(TransportError, match="async with"):
+        await client.status()
+
+
 async def test_a_stream_is_iterated_once(connect: Connect) -> None:
     async with connect(two_chunks) as (client, _):
         stream = client.stream("hello")
