@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from flowspec.errors import FlowspecError, PipelineError, RequestError, WireError
+from flowspec.stopwatch import Stopwatch
 from flowspec.tracing.assembly import NodeRecords, assemble
 from flowspec.tracing.clocks import Clock, Sample
 from flowspec.tracing.records import joined
@@ -59,6 +61,8 @@ class Generation:
     finish_reason: str | None
     seed: int | None
     stats: GenerationStats | None
+    """Where `stats.restarts` is not 0 there was a break, which its times include; where `stats.resumed` is not 0, what
+    it counts is of the tokens behind those."""
     trace: Trace | None = None
     """What happened at all nodes, for a request that asked for it and ended well. None when it did not come in time."""
 
@@ -85,6 +89,8 @@ class Stream:
         self.finished: Finished | None = None
         self.trace: Trace | None = None
         self._parts: list[TracePart] = []
+        self._stopwatch: Stopwatch | None = None
+        """Since the request was sent."""
 
     @property
     def generation(self) -> Generation:
@@ -94,9 +100,15 @@ class Stream:
             prompt_token_ids=self.started.prompt_token_ids if self.started else (),
             finish_reason=self.finished.finish_reason if self.finished else None,
             seed=self.started.sampling.seed if self.started else None,
-            stats=self.finished.stats if self.finished else None,
+            stats=self._stats,
             trace=self.trace,
         )
+
+    @property
+    def _stats(self) -> GenerationStats | None:
+        if self.finished is None or self._stopwatch is None:
+            return None
+        return self._stopwatch.whole(self.finished.stats)
 
     def __aiter__(self) -> AsyncGenerator[Chunk, None]:
         if self._iterated:
@@ -107,6 +119,7 @@ class Stream:
     async def _chunks(self) -> AsyncGenerator[Chunk, None]:
         inbox = self._client.enlist(self._request.request)
         over = False
+        watch = self._stopwatch = Stopwatch(asked=time.monotonic())
         try:
             await self._client.send(self._request)
             while True:
@@ -117,6 +130,8 @@ class Stream:
                         if self._ended:  # it came before the request was resumed
                             continue
                         self._ended = True
+                    else:
+                        watch.tokens_came(time.monotonic())
                     self._text.append(message.text)
                     self._token_ids.extend(message.token_ids)
                     yield message
@@ -131,6 +146,7 @@ class Stream:
                 elif isinstance(message, TracePart):
                     self._parts.append(message)
                 elif isinstance(message, Status) and message.ready:
+                    watch.resume(time.monotonic())
                     inbox = await self._resume()
                 elif isinstance(message, FlowspecError):
                     over = True

@@ -23,7 +23,7 @@ LEVELS = (
     {"transport"},
     {"runtime", "schedule", "synthetic", "model", "drafting"},
     {"roles", "training"},
-    {"planning", "cluster", "forking", "client", "options", "stream"},
+    {"planning", "cluster", "forking", "client", "options", "stopwatch", "stream"},
     {"cli", "server", "bench"},
 )
 """The parts of flowspec; a part imports only its own level and those before it."""

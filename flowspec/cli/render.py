@@ -69,13 +69,22 @@ class Readiness:
 
 
 def statistics_line(stats: GenerationStats, finish_reason: str, seed: int) -> str:
-    """The figures of one generation, two lines that fit 80 columns."""
+    """The figures of one generation, two lines that fit 80 columns; a third one where it was interrupted."""
     share = f"{stats.accepted / stats.drafted:.0%}" if stats.drafted else "-"
     return (
         f"{stats.new_tokens} tokens, {stats.tokens_per_second:.1f}/s, first after {stats.time_to_first_token:.2f} s, "
         f"{stats.accepted_per_verdict:.2f} per verdict, end: {finish_reason}\n"
         f"drafted {stats.drafted}, accepted {stats.accepted} ({share}), pruned {stats.pruned}, seed {seed}"
-    )
+    ) + _interruptions(stats)
+
+
+def _interruptions(stats: GenerationStats) -> str:
+    """A line of its own, or nothing. Times are of the whole; verdicts and drafts are those of the last coordinator."""
+    if not stats.restarts:
+        return ""
+    times = "once" if stats.restarts == 1 else f"{stats.restarts} times"
+    counted = f"; drafts are of the last {stats.new_tokens - stats.resumed} tokens" if stats.resumed else ""
+    return f"\ninterrupted {times}, breaks included{counted}"
 
 
 def size(count: int) -> str:

@@ -345,7 +345,7 @@ class FrontDesk:
 
 def cancelled(request: str, tokens: int) -> Finished:
     """The end of a request that never began here; its client has so many tokens of its output."""
-    return Finished(request, "cancelled", GenerationStats(tokens, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0))
+    return Finished(request, "cancelled", GenerationStats(tokens, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0, 0, resumed=tokens))
 
 
 def failed(request: str, error: FlowspecError) -> Failed:

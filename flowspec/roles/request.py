@@ -98,6 +98,7 @@ class Request:
         return Chunk(self.admitted.request, self.tokens, text, (), ()) if text else None
 
     def finished(self, end: FinishSession) -> Finished:
+        """With the figures of what was written here, and the number of tokens that were there before."""
         first = self.first if self.first is not None else self.asked
         seconds = (self.last if self.last is not None else first) - first
         written = self.tokens - len(self.admitted.resume)
@@ -117,5 +118,7 @@ class Request:
                 pruned=end.pruned,
                 segments=end.segments,
                 link_bytes=min(self.link_bytes, INT_MAX),
+                restarts=end.epoch,
+                resumed=len(self.admitted.resume),
             ),
         )

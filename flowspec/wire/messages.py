@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from flowspec.wire.parameters import SamplingParameters
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 NO_PARENT = -1
 """Parent serial of the first token of a session."""
@@ -515,7 +515,11 @@ class Chunk(Message):
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """Figures of one request. Times in seconds; `seconds` and `tokens_per_second` leave the first token out."""
+    """Figures of one request. Times in seconds; `seconds` and `tokens_per_second` leave the first token out.
+
+    A coordinator says them of the tokens behind `resumed`, but `new_tokens` of all. A client gives its caller the times
+    of all, and adds to `restarts` how often it asked another coordinator to go on.
+    """
 
     new_tokens: int
     seconds: float
@@ -532,6 +536,10 @@ class GenerationStats:
     """Draft tokens sent and found dead."""
     segments: int
     link_bytes: int
+    restarts: int = 0
+    """Times that it was begun again, because a node or a link failed or a coordinator was replaced."""
+    resumed: int = 0
+    """Tokens of the output that are of an earlier coordinator: no other count includes what it did for them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,8 +69,16 @@ async def test_text_that_came_before_a_failure_is_shown(capsys: pytest.CaptureFi
 
 def test_statistics_fit_eighty_columns() -> None:
     large = GenerationStats(99_999, 9999.9, 9999.9, 999.99, 12.34, 99_999, 999_999, 99_999, 999_999, 99_999, 10**12)
-    for stats in (STATS, large):
+    for stats in (STATS, large, replace(large, restarts=9999, resumed=99)):
         assert max(map(len, statistics_line(stats, "length", 2**62).splitlines())) <= 80
+
+
+def test_statistics_tell_of_a_break_where_there_was_one() -> None:
+    assert "interrupted" not in statistics_line(STATS, "length", 1)
+    at_a_stage = statistics_line(replace(STATS, restarts=2), "length", 1)
+    assert at_a_stage.endswith("seed 1\ninterrupted 2 times, breaks included")
+    replaced = statistics_line(replace(STATS, new_tokens=100, restarts=1, resumed=60), "length", 1)
+    assert replaced.endswith("interrupted once, breaks included; drafts are of the last 40 tokens")
 
 
 @pytest.mark.parametrize(("count", "shown"), [(0, "0 B"), (999, "999 B"), (32_500_000, "32.5 MB"), (2**41, "2.2 TB")])

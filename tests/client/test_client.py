@@ -251,6 +251,10 @@ async def test_a_request_that_was_forgotten_is_asked_again_for_what_is_missing(c
         assert (first.prompt, first.resume, first.seed) == ("hello", (), None)
         assert (second.prompt, second.prompt_token_ids, second.resume, second.seed) == (None, PROMPT, (1, 2), 11)
         assert (second.temperature, second.stop) == (0.5, ("x",))
+        assert generation.stats is not None
+        assert (generation.stats.restarts, generation.stats.verdicts) == (1, STATS.verdicts)
+        assert generation.stats.seconds > STATS.seconds
+        assert generation.stats.tokens_per_second == pytest.approx(3 / generation.stats.seconds)
         assert first.request != second.request
 
 

@@ -98,6 +98,10 @@ async def test_a_stage_that_is_replaced_in_the_middle_of_streams_changes_none_of
         )
         assert list(greedy.token_ids) == list(plain.token_ids) == alone(model, PROMPT, TOKENS)
         assert (sampled.token_ids, sampled.text) == (undisturbed.token_ids, undisturbed.text)
+        assert undisturbed.stats is not None
+        assert greedy.stats is not None
+        assert (undisturbed.stats.restarts, greedy.stats.resumed) == (0, 0)
+        assert greedy.stats.restarts >= 2
         await nothing_left(running)
 
 
@@ -252,6 +256,13 @@ async def test_streams_go_on_at_a_coordinator_that_was_started_again(model: Path
             assert (result.token_ids, result.text) == (expected.token_ids, expected.text)
             assert result.finish_reason == expected.finish_reason
         assert list(results[2].token_ids) == alone(model, PROMPT, TOKENS)
+        stats = results[0].stats
+        assert stats is not None
+        assert stats.new_tokens == TOKENS
+        assert stats.restarts >= 2
+        assert stats.resumed >= 30
+        assert stats.accepted_per_verdict * stats.verdicts == pytest.approx(TOKENS - stats.resumed)
+        assert stats.accepted + stats.pruned <= stats.drafted
         await nothing_left(running)
 
 
@@ -271,3 +282,4 @@ async def test_a_request_that_resumes_ends_as_it_would_have(model: Path, count: 
         stats = stream.generation.stats
         assert stats is not None
         assert stats.accepted_per_verdict * stats.verdicts == pytest.approx(TOKENS - count)
+        assert (stats.new_tokens, stats.resumed, stats.restarts) == (TOKENS, count, 0)

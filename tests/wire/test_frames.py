@@ -45,7 +45,7 @@ def test_any_message_with_any_tensors_comes_back_equal(message: Message, dtypes:
 def test_the_layout_is_the_documented_one() -> None:
     head, body = encode(SEGMENT, [HIDDEN])
     assert msgpack.unpackb(head) == {
-        "v": 3,
+        "v": 4,
         "kind": "segment",
         "body": {
             "session": "s",
