@@ -68,7 +68,7 @@ def members(s: Floats, values: Floats) -> Indices:
 
 @dataclass(frozen=True, slots=True)
 class CutDistances:
-    """How far tokens are from changing sides of the cuts; see `Explanation.cut_distance`."""
+    """How far tokens are from changing sides of the cuts, as far as values would have to move for it."""
 
     order: Indices
     """All tokens, best first."""
@@ -102,7 +102,10 @@ def measure(s: Floats, top_k: int, top_p: float, min_p: float) -> CutDistances:
         total = float(sums[count - 1]) if limited else float(np.exp(s).sum())
         reached = min(count, nucleus(ordered[:count], top_p, total))
         before = np.concatenate(([0.0], sums[:-1]))
-        by_mass = np.abs(top_p - before / total)
+        part = before / total
+        with np.errstate(divide="ignore"):
+            # Values before the edge move by one amount and the others by its opposite: this much for that mass.
+            by_mass = np.abs(top_p - part) / (2.0 * part * np.maximum(1.0 - part, 0.0))
         bounds.append((reached, np.minimum(by_mass, edge_distance(ordered, reached))))
         count = reached
     if min_p > 0.0:

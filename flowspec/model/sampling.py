@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 TIE = 1e-4
-"""Two tokens closer than this, in units of log-probability, may change places by float32 rounding."""
+"""Two tokens closer than this, in units of the model's logits, may change places by float32 rounding."""
 SMALL_VOCABULARY = 8192
 """Up to this size noise is computed for the whole vocabulary when ranking, and kept per position."""
 COLD = 1e-30
@@ -81,7 +81,10 @@ class TokenHistory:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How clear a choice was. Distances are in units of log-probability, a top-p margin in probability."""
+    """How clear a choice was. Distances are in units of the model's logits, where rounding comes in.
+
+    Above temperature 1, where what is compared is closer together than logits, they are in its units: log-probability.
+    """
 
     token: int
     runner_up: int | None
@@ -210,13 +213,13 @@ class Sampler:
         ranks = np.argsort(-noised[: cuts.kept], kind="stable")
         chosen = int(ranks[0])
         rivals = cuts.kept + np.flatnonzero(noised[cuts.kept :] >= noised[chosen])
-        distance = min([cuts.of(chosen), *(cuts.of(int(rival)) for rival in rivals)])
+        unit = min(1.0, parameters.temperature)
+        distance = unit * min([cuts.of(chosen), *(cuts.of(int(rival)) for rival in rivals)])
         if len(ranks) == 1:
             return Explanation(int(order[chosen]), None, math.inf, distance)
         runner_up = int(ranks[1])
-        return Explanation(
-            int(order[chosen]), int(order[runner_up]), float(noised[chosen] - noised[runner_up]), distance
-        )
+        gap = unit * float(noised[chosen] - noised[runner_up])
+        return Explanation(int(order[chosen]), int(order[runner_up]), gap, distance)
 
     def _named(self, indices: Indices) -> Indices:
         """Vocabulary ids of the logits at `indices`."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from flowspec.model.check import WholeModel, check_generation
+from flowspec.model.check import Report, WholeModel, check_generation
+from flowspec.model.noise import gumbel
 from flowspec.model.sampling import Sampler, TokenHistory
 from flowspec.wire.parameters import SamplingParameters
 from tests.checkpoints import write_checkpoint
@@ -76,6 +78,35 @@ def test_a_token_just_outside_a_cut_is_a_tie() -> None:
     cut = SamplingParameters(temperature=1.0, top_k=1, seed=1)
     assert len(check_generation(Fixed([0.0, 5.0, 5.0 - 1e-6]), (0,), [2], cut).ties) == 1
     assert len(check_generation(Fixed([0.0, 5.0, 4.0]), (0,), [2], cut).differences) == 1
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize(("moved", "shown"), [(2e-6, True), (1e-3, False)])
+def test_what_rounding_does_to_logits_is_a_tie_at_every_temperature_and_what_it_cannot_do_is_none(
+    temperature: float, moved: float, shown: bool
+) -> None:
+    sampling = SamplingParameters(temperature=temperature, seed=5)
+    found = Report(0, (), ())
+    for position in range(1, 100):
+        noise = gumbel(5, position, np.arange(2))
+        tied = 20.0 - temperature * float(noise[1] - noise[0])
+        # The pipeline's logits favour the one, those of the model alone the other.
+        given = Sampler(sampling, 2).sample(torch.tensor([20.0 + moved, tied], dtype=torch.float64), position)
+        report = check_generation(Fixed([20.0, tied + moved]), (0,) * position, [given], sampling)
+        found = Report(found.tokens + 1, (*found.ties, *report.ties), (*found.differences, *report.differences))
+    assert found.equal == 0
+    assert not (found.differences if shown else found.ties)
+
+
+def test_tokens_of_another_seed_are_no_ties_at_a_low_temperature() -> None:
+    rows = Fixed([1.0, 1.01, 1.02, 1.03])
+    drawn = [
+        Sampler(SamplingParameters(temperature=0.05, seed=1), 4).sample(rows.logits((), 1)[0], at)
+        for at in range(1, 80)
+    ]
+    report = check_generation(rows, (0,), drawn, SamplingParameters(temperature=0.05, seed=2))
+    assert len(report.differences) > 20
+    assert len(report.ties) < 3
 
 
 def test_a_half_precision_model_has_its_head_in_float32(tmp_path: Path) -> None:

@@ -255,8 +255,11 @@ def test_an_explanation_names_the_runner_up_and_the_gap() -> None:
         (SamplingParameters(temperature=1.0, top_k=2), [0.0, -1.0, -1.00001, -9.0]),
         (SamplingParameters(temperature=1.0, top_p=0.7310586), [0.0, -1.0, -40.0, -41.0]),
         (SamplingParameters(temperature=1.0, min_p=0.5), [0.0, -0.693148, -9.0, -9.0]),
+        (SamplingParameters(temperature=0.02, top_k=2), [0.0, -0.02, -0.02001, -9.0]),
+        (SamplingParameters(temperature=0.02, top_p=0.7309), [0.0, -0.02, -0.8, -0.82]),
+        (SamplingParameters(temperature=0.02, min_p=0.5), [0.0, -0.01388, -9.0, -9.0]),
     ],
-    ids=["top-k", "top-p", "min-p"],
+    ids=["top-k", "top-p", "min-p", "cold top-k", "cold top-p", "cold min-p"],
 )
 def test_a_token_at_the_edge_of_a_cut_shows_as_a_tie_when_it_matters(
     parameters: SamplingParameters, logits: list[float]
