@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 SHOWN = 6
-"""Alternatives that the table shows."""
+"""Alternatives that the table shows, or as many as there are numbers of stages."""
 
 
 def plan(
@@ -71,15 +71,49 @@ def plan(
         tokens=tokens,
         settings=ContinuousSettings.with_width(loaded.drafter.width),
     )
-    drafter = loaded.draft_node.name if keep_drafter else None
-    found = planner.plan(known.devices, known.model, known.links, workload, drafter=drafter, options=options)
+    present = loaded.draft_node.name
+    drafter = present if keep_drafter else None
+    found = planner.plan(
+        known.devices, known.model, known.links, workload, drafter=drafter, present=present, options=options
+    )
+    assumed = list(known.assumed)
     if loaded.policy_options and loaded.policy not in planner.PLANNED:
-        words = f"the usual options of {' and '.join(planner.PLANNED)}: policy_options are for {loaded.policy}"
-        known = replace(known, assumed=(*known.assumed, words))
+        assumed.append(f"the usual options of {' and '.join(planner.PLANNED)}: policy_options are for {loaded.policy}")
+    assumed += _times_of_layers(loaded, found.chosen)
+    known = replace(known, assumed=tuple(assumed))
     if as_json:
         print(json.dumps(_values(loaded, known, found)), flush=True)
         return
     _print(loaded, known, found)
+
+
+def _times_of_layers(topology: Topology, chosen: Candidate) -> list[str]:
+    """Where a stage takes another time than it emulates, words that say so of the one that differs most."""
+    from flowspec.planning.planner import NOISE
+    from flowspec.schedule.window import TYPICAL_TOKENS
+    from flowspec.topology.profiles import emulation_of
+
+    entries = {entry.name: entry.model_copy(update={"role": "stage"}) for entry in topology.nodes}
+    differ = []
+    for stage in chosen.stages:
+        entry = entries[stage.device.name]
+        emulated = emulation_of(entry, topology.profile)
+        if emulated is None:
+            continue
+        seconds = (emulated.base_ms + emulated.per_token_ms * TYPICAL_TOKENS) / 1e3
+        apart = abs(stage.seconds - seconds) / max(stage.seconds, seconds, 1e-9)
+        if apart > NOISE:
+            own = entry.emulate.profile or "" if entry.emulate is not None else topology.profile
+            says = f"profile {own}" if own else "its `emulate`"
+            differ.append((apart, stage, seconds, says))
+    if not differ:
+        return []
+    _, stage, seconds, says = max(differ, key=lambda each: each[0])
+    held = f"{stage.device.name} with {stage.end - stage.first}"
+    return [
+        f"a stage takes the time of its layers: {held} takes {stage.seconds * 1e3:.1f} ms for {TYPICAL_TOKENS} tokens. "
+        f"flowspec simulate, and a node that emulates, take {seconds * 1e3:.1f} ms, as {says} says, whatever it holds"
+    ]
 
 
 def _values(topology: Topology, known: Inventory, found: Plan) -> dict[str, Any]:
@@ -208,7 +242,7 @@ def _print_alternatives(console: Console, found: Plan) -> None:
     table.add_column("stages")
     for estimate in found.chosen.estimates:
         table.add_column(estimate.policy, justify="right")
-    for candidate in found.candidates[:SHOWN]:
+    for candidate in found.shown(SHOWN):
         stages = ", ".join(stage.device.name for stage in candidate.stages)
         if len(candidate.stages) > 8:
             stages = f"{len(candidate.stages)} nodes"

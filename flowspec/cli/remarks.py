@@ -25,9 +25,7 @@ def remarks_on(topology: Topology, context: int | None) -> Iterator[Remark]:
     for index, link in enumerate(topology.links):
         if (link.origin, link.target) not in topology.hops:
             found = f"{link.origin} sends nothing to {link.target}, so this slows nothing down"
-            advice = (
-                f"a stage sends to the next one and to {draft}; only flowspec plan tries other orders"
-            )
+            advice = f"a stage sends to the next one and to {draft}; only flowspec plan tries other orders"
             yield Remark(f"links.{index}", found, advice)
     asked = topology.limits.context
     if asked is not None and context is not None and context < asked:

@@ -6,7 +6,7 @@ and there, with speculation and without. Knows no topology file, no checkpoint a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, inf
@@ -21,6 +21,9 @@ from flowspec.schedule.window import TYPICAL_TOKENS
 MOST_SUBSETS = 300
 """Choices of devices of one number that are all tried; where there are more, the fastest, and those with more memory
 where theirs does not suffice (`_exchanges`)."""
+
+NOISE = 0.01
+"""By how much one pipe has to be faster than another to be called faster."""
 
 PLANNED = ("flowspec", "autoregressive")
 """With speculation, and without."""
@@ -63,13 +66,21 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`candidates` are the best of each kind that was tried, the fastest first."""
+    """`candidates` are the best of each kind that was tried, the chosen one first and then the fastest first. Of those
+    that are the same pipe, with equal devices in other places, it is the first in the order of the devices."""
 
     candidates: tuple[Candidate, ...]
 
     @property
     def chosen(self) -> Candidate:
         return self.candidates[0]
+
+    def shown(self, most: int) -> tuple[Candidate, ...]:
+        """The best for each number of stages, and the fastest of the others up to `most` in all; in the same order."""
+        best = list({len(each.stages): each for each in reversed(self.candidates)}.values())
+        others = [each for each in self.candidates if each not in best]
+        kept = [*best, *others[: max(0, most - len(best))]]
+        return tuple(each for each in self.candidates if each in kept)
 
 
 def plan(
@@ -79,9 +90,11 @@ def plan(
     workload: Workload,
     *,
     drafter: str | None = None,
+    present: str | None = None,
     options: Mapping[str, PolicyOptions] | None = None,
 ) -> Plan:
     """The best use of `devices`, which are in pipe order. `drafter` names the one that drafts; None: try each that can.
+    `present` names the one that drafts so far, and does so in the plan where no other is faster by more than noise.
     `options` are those of policies that are not to run with their defaults.
 
     Raises `ConfigurationError` when nobody may draft, when the drafter fits nowhere, when no device is left for a
@@ -96,16 +109,28 @@ def plan(
     fitting = [each for each in drafting if each.holds(model.draft_bytes)]
     if not fitting:
         raise _drafter_too_large(drafting, model)
-    found = []
-    for draft in fitting:
+    found: dict[_Likeness, Candidate] = {}
+    for draft in sorted(fitting, key=lambda each: each.name != present):
         others = [each for each in _beside(draft, devices) if each.holds(min(model.bytes))]
         for count in range(1, len(others) + 1):
             best = _best_choice(others, count, model)
-            if best is not None:
-                found.append(_candidate(draft, best, model, links, workload, options or {}))
+            if best is None:
+                continue
+            layout = _layout(draft, best, model, links)
+            likeness = _likeness(layout.pipe)
+            if likeness not in found:
+                found[likeness] = _candidate(layout, workload, options or {})
     if not found:
         raise _no_division(devices, fitting, model)
-    return Plan(tuple(sorted(found, key=lambda each: -each.best.tokens_per_second)))
+    return Plan(_ordered(found.values(), present))
+
+
+def _ordered(found: Iterable[Candidate], present: str | None) -> tuple[Candidate, ...]:
+    """The fastest first; before it the fastest in which `present` drafts, if that is as fast."""
+    fastest = sorted(found, key=lambda each: -each.best.tokens_per_second)
+    enough = (1.0 - NOISE) * fastest[0].best.tokens_per_second
+    same = [each for each in fastest if each.draft.name == present and each.best.tokens_per_second >= enough]
+    return tuple(sorted(fastest, key=lambda each: each is not same[0])) if same else tuple(fastest)
 
 
 def _beside(draft: Device, devices: Sequence[Device]) -> list[Device]:
@@ -203,21 +228,42 @@ def _exchanges(devices: Sequence[Device], count: int) -> Iterator[tuple[Device, 
 # ---- what comes of it ------------------------------------------------------------------------------------------------
 
 
-def _candidate(
-    draft: Device,
-    division: _Division,
-    model: ModelSizes,
-    links: Links,
-    workload: Workload,
-    options: Mapping[str, PolicyOptions],
-) -> Candidate:
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Who does what, and the pipe that this makes."""
+
+    draft: Device
+    stages: tuple[Holding, ...]
+    pipe: SimulatedPipe
+
+
+def _layout(draft: Device, division: _Division, model: ModelSizes, links: Links) -> _Layout:
     stages = tuple(
         Holding(device, first, end, model.bytes_of(first, end), model.work_of(first, end) * device.seconds)
         for device, (first, end) in zip(division.devices, division.ranges, strict=True)
     )
-    pipe = pipe_of(draft, stages, model, links)
+    return _Layout(draft, stages, pipe_of(draft, stages, model, links))
+
+
+def _candidate(layout: _Layout, workload: Workload, options: Mapping[str, PolicyOptions]) -> Candidate:
+    draft, stages, pipe = layout.draft, layout.stages, layout.pipe
     estimates = tuple(estimate(pipe, policy, workload, options.get(policy)) for policy in PLANNED)
     return Candidate(draft, stages, pipe, _bottleneck(draft, stages, pipe), estimates)
+
+
+_Likeness = tuple[object, ...]
+
+
+def _likeness(pipe: SimulatedPipe) -> _Likeness:
+    """Equal for pipes whose times agree in three digits: what is left is noise of measuring, and of dividing."""
+
+    def rough(seconds: float) -> float:
+        return float(f"{seconds:.2e}")
+
+    stages = tuple(
+        (stage.layers, *((tokens, rough(seconds)) for tokens, seconds in stage.curve)) for stage in pipe.stages
+    )
+    return stages, pipe.links, pipe.returns, rough(pipe.draft.base), rough(pipe.draft.per_token)
 
 
 def pipe_of(draft: Device, stages: Sequence[Holding], model: ModelSizes, links: Links) -> SimulatedPipe:

@@ -140,6 +140,39 @@ def test_a_fragment_leaves_no_options_to_a_policy_that_has_none(
     assert (planned.policy, planned.policy_options) == ("flowspec", {})
 
 
+# ---- what it answers -------------------------------------------------------------------------------------------------
+
+
+def test_equal_devices_keep_names_and_roles_and_every_number_of_stages_has_its_answer(
+    capsys: pytest.CaptureFixture[str], fleet: Path
+) -> None:
+    more = "".join(f"  - {{name: {name}, role: stage, host: {name}, port: 7000}}\n" for name in "cd")
+    fleet.write_text(FLEET + more)
+    code, out, err = run_main(capsys, "plan", str(fleet), "--tokens", "24", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    every = [found["chosen"], *found["alternatives"]]
+    layouts = [[each["draft"], *(stage["node"] for stage in each["stages"])] for each in every]
+    assert sorted(layouts) == [["draft", *"abcd"[:count]] for count in (1, 2, 3, 4)]
+    roles = {node["name"]: node["role"] for node in yaml.safe_load(found["fragment"])["nodes"]}
+    assert roles == {name: "draft" if name == "draft" else "stage" for name in roles}
+
+
+def test_a_plan_says_where_a_simulation_takes_another_time(capsys: pytest.CaptureFixture[str], fleet: Path) -> None:
+    narrow = FLEET.replace("role: stage", "role: stage, memory: 10GB")
+    fleet.write_text(narrow)
+    words = "a stage takes the time of its layers: a with 16 takes 128.4 ms for 8 tokens. flowspec simulate, and a "
+    words += "node that emulates, take 64.2 ms, as profile paper-7b says, whatever it holds"
+    assert plan_of(capsys, fleet)["assumed"] == [words]
+    own = narrow.replace("10.0.0.3, port: 7000", "10.0.0.3, port: 7000, emulate: {base_ms: 400}")
+    fleet.write_text(own.replace("10.0.0.2, port: 7000", "10.0.0.2, port: 7000, emulate: {base_ms: 500}"))
+    (found,) = plan_of(capsys, fleet)["assumed"]
+    assert "as its `emulate` says" in found
+    four = "".join(f"  - {{name: {name}, role: stage, host: {name}, port: 7000, memory: 4GB}}\n" for name in "abcd")
+    fleet.write_text(FLEET[: FLEET.index("  - {name: a")] + four)
+    assert plan_of(capsys, fleet)["assumed"] == []
+
+
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 

@@ -106,7 +106,7 @@ def test_the_slow_device_is_left_out_where_the_others_are_faster_without_it() ->
 
 
 def test_every_device_that_can_draft_is_tried_as_the_drafter() -> None:
-    fleet = [device("a"), device("b"), device("c")]
+    fleet = [device("a"), device("b", 1.1), device("c", 1.2)]
     found = plan(fleet, ModelSizes.even(8), near, WORKLOAD)
     assert {each.draft.name for each in found.candidates} == {"a", "b", "c"}
     kept = plan(fleet, ModelSizes.even(8), near, WORKLOAD, drafter="b")
@@ -119,6 +119,54 @@ def test_candidates_come_fastest_first_and_hold_every_layer_once() -> None:
     assert speeds == sorted(speeds, reverse=True)
     for each in found.candidates:
         assert [layer for stage in each.stages for layer in range(stage.first, stage.end)] == list(range(10))
+
+
+def names(found: planner.Plan) -> list[str]:
+    """Of each candidate the draft node and the stages, each a letter."""
+    return ["".join((each.draft.name, *(stage.device.name for stage in each.stages))) for each in found.candidates]
+
+
+def test_equal_devices_in_other_places_are_one_candidate_with_the_first_places() -> None:
+    model = ModelSizes.even(8)
+    fleet = [device(name) for name in "abcde"]
+    assert sorted(names(plan(fleet, model, near, WORKLOAD))) == ["ab", "abc", "abcd", "abcde"]
+    assert sorted(names(plan(fleet, model, near, WORKLOAD, present="c"))) == ["ca", "cab", "cabd", "cabde"]
+    # Times that were measured, or divided, differ by less than anybody notices.
+    nearly = [device(name, 1.0 + index * 1e-6) for index, name in enumerate("abcde")]
+    found = plan(nearly, model, near, WORKLOAD, present="a").candidates
+    assert [len(each.stages) for each in found] == list(dict.fromkeys(len(each.stages) for each in found))
+    assert {each.draft.name for each in found} == {"a"}
+
+
+def test_devices_are_not_equal_where_their_links_are_not() -> None:
+    def link(origin: str, target: str) -> LinkTime:
+        return LinkTime(latency=0.05) if "c" in (origin, target) else LINK
+
+    found = names(plan([device(name) for name in "abc"], ModelSizes.even(8), link, WORKLOAD))
+    assert {"abc", "cab"} <= set(found)
+    assert "bac" not in found
+
+
+def test_another_drafts_only_where_that_is_faster_by_more_than_noise() -> None:
+    fleet = [device("a"), replace(device("b"), draft=DraftTime(0.00995)), replace(device("c"), draft=DraftTime(0.0099))]
+    model = ModelSizes.even(8)
+    fastest, kept = plan(fleet, model, near, WORKLOAD), plan(fleet, model, near, WORKLOAD, present="a")
+    assert (fastest.chosen.draft.name, kept.chosen.draft.name) == ("c", "a")
+    assert sorted(names(fastest)) == sorted(names(kept))
+    slow = [replace(device("a"), draft=DraftTime(0.1)), *fleet[1:]]
+    assert plan(slow, model, near, WORKLOAD, present="a").chosen.draft.name == "c"
+
+
+def test_the_best_for_each_number_of_stages_is_shown_whatever_else_is_faster() -> None:
+    fleet = [device(name, 1.0 + 0.1 * index) for index, name in enumerate("abcde")]
+    found = plan(fleet, ModelSizes.even(8), near, WORKLOAD)
+    for most in (1, 4, 6, 30):
+        shown = found.shown(most)
+        assert len(shown) == max(4, min(most, len(found.candidates)))
+        assert list(shown) == [each for each in found.candidates if each in shown]
+        for count in (1, 2, 3, 4):
+            best = next(each for each in found.candidates if len(each.stages) == count)
+            assert best in shown
 
 
 def test_the_bottleneck_is_the_slowest_stage_or_the_link_that_takes_longer() -> None:
