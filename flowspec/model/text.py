@@ -79,13 +79,16 @@ class Decoder:
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int] = ()) -> None:
         self._backend = tokenizer.backend_tokenizer
-        self._window = list(
-            prompt[-CONTEXT:]
-        )  # tokens that gave the last piece (or the prompt's end), then pending ones
-        self._settled = len(self._window)
-        self._prefix = self._decode()
-        if self._prefix.endswith(REPLACEMENT):
-            self._window, self._settled, self._prefix = [], 0, ""
+        self._window: list[int] = []  # tokens that gave the last piece (or the prompt's end), then pending ones
+        self._settled = 0
+        self._prefix = ""
+        # One byte of a broken character can spoil all bytes beside it, so that a context that begins inside a character
+        # may be unreadable to its end. A shorter one begins behind it; where the prompt's end is broken, none is readable.
+        for count in range(min(CONTEXT, len(prompt)), 0, -1):
+            text = self._backend.decode(list(prompt[-count:]), skip_special_tokens=True)
+            if not text.endswith(REPLACEMENT):
+                self._window, self._settled, self._prefix = list(prompt[-count:]), count, text
+                break
 
     def push(self, token: int) -> str:
         """The text that is complete with this token; empty while a character is not."""

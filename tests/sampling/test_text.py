@@ -131,6 +131,17 @@ def test_output_after_a_prompt_keeps_the_space_that_a_decoder_would_strip() -> N
     assert Decoder(byte_fallback()).push(a) == "a"
 
 
+@given(st.text("the aé中👧", min_size=1, max_size=9), st.text("the aé中👧", max_size=9))
+@example("the👧👧", "a the")
+@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
+def test_output_goes_on_from_any_prompt_as_the_two_decoded_together(kind: Any, prompt: str, output: str) -> None:
+    backend = kind().backend_tokenizer
+    before, after = encode(kind(), prompt), encode(kind(), output)
+    decoder = Decoder(kind(), before)
+    pieces = [decoder.push(token) for token in after]
+    assert "".join([*pieces, decoder.finish()]) == backend.decode([*before, *after])[len(backend.decode(before)) :]
+
+
 @given(
     st.lists(st.sampled_from("ab中\n"), max_size=40).map("".join),
     st.lists(st.text("ab中\n", min_size=1, max_size=4), min_size=1, max_size=3),
