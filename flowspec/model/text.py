@@ -27,7 +27,7 @@ def load_tokenizer(path: Path) -> Any:
     if not path.is_dir():
         raise ModelError(f"no tokenizer: {path} is not a folder")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises a different type for every way in which a file can be wrong
         raise ModelError(
             f"the tokenizer in {path} cannot be read: {str(error).strip().splitlines()[0] if str(error) else error!r}",
@@ -83,7 +83,7 @@ class Decoder:
         self._settled = 0
         self._prefix = ""
         # One byte of a broken character can spoil all bytes beside it, so that a context that begins inside a character
-        # may be unreadable to its end. A shorter one begins behind it; where the prompt's end is broken, none is readable.
+        # may be unreadable to its end. A shorter one begins behind it; where the prompt itself is broken, none is.
         for count in range(min(CONTEXT, len(prompt)), 0, -1):
             text = self._backend.decode(list(prompt[-count:]), skip_special_tokens=True)
             if not text.endswith(REPLACEMENT):
