@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from flowspec.client import Client, Generation
+from flowspec.options import Options
 from flowspec.topology import Topology
+from flowspec.wire.messages import Chunk, GenerationStats
 from tests.cli.running import run_main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+CLIENT = (ROOT / "docs" / "client.md").read_text()
 SECONDS = 120.0
 """After which an example counts as hung."""
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced code blocks of the README, their indentation in a list taken away."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, page: str = README) -> list[str]:
+    """Fenced code blocks of a page, their indentation in a list taken away."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, re.DOTALL | re.MULTILINE)
     return [re.sub(rf"^{indent}", "", text, flags=re.MULTILINE) for indent, text in found]
 
 
@@ -55,13 +61,41 @@ def test_the_commands_of_the_readme_run_as_printed(
         assert max(map(len, out.splitlines())) <= 80 or "generate" in command, command
 
 
-def test_the_program_of_the_readme_runs_as_printed() -> None:
-    program = blocks("python")[0]
+def run_program(program: str) -> list[str]:
+    """The lines that it prints."""
     result = subprocess.run(
         (sys.executable, "-c", program), cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert len(result.stdout.splitlines()) > 1
+    return result.stdout.splitlines()
+
+
+def test_the_program_of_the_readme_runs_as_printed() -> None:
+    *text, figures = run_program(blocks("python")[0])
+    assert text
+    assert re.fullmatch(r"\d+\.\d+ \(\d+(, \d+){15}\)", figures), figures
+
+
+def test_the_program_of_the_page_of_the_client_runs_as_printed() -> None:
+    program, continued = blocks("python", CLIENT)
+    *_, figures, texts = run_program(program)
+    assert re.fullmatch(r"\[\d+ tokens, \d+/s, (length|stop|eos)\]", figures), figures
+    assert len(ast.literal_eval(texts)) == 2
+    ast.parse(continued)
+
+
+def test_the_page_of_the_client_has_a_row_for_everything_that_can_be_said_and_comes_back() -> None:
+    rows = re.findall(r"^\| (.*?) \|", CLIENT, re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    back = {each.name for kind in (Chunk, Generation, GenerationStats) for each in fields(kind)} - {"request"}
+    assert not (Options.__optional_keys__ | {"prompt"} | back) - named
+    arguments = set(inspect.signature(Client).parameters) - {"transport"}
+    assert not arguments - named
+
+
+def test_every_file_that_the_page_of_the_client_links_to_exists() -> None:
+    missing = [link for link in re.findall(r"\]\(([^)#]+)", CLIENT) if not (ROOT / "docs" / link).exists()]
+    assert not missing
 
 
 def test_the_other_python_of_the_readme_is_python() -> None:
