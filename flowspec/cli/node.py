@@ -93,9 +93,9 @@ def _print_plan(topology: Topology, name: str) -> None:
     lines += (
         _held_by_drafter(topology, checkpoint) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
     )
+    lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, checkpoint.context_limit)]
     typer.echo("\n".join(lines))
 
-    lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, checkpoint.context_limit)]
 
 def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> list[str]:
     from flowspec.cli.render import size
