@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,8 +34,9 @@ def build_head(config: HeadConfig) -> DraftHead:
     """A head with torch's random weights, on torch's default device; `torch.device("meta")` gives the shapes alone."""
     try:
         return EagleHead(config) if config.kind == "eagle" else Eagle3Head(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"no draft head can be made of this: {error!r}") from error
+    except Exception as error:  # transformers' checks of RoPE raise whatever they like, over several lines
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ModelError(f"no draft head can be made of this: {reason}") from error
 
 
 def target_shape(target: Checkpoint) -> TargetShape:
@@ -93,6 +95,27 @@ def check_tensors(folder: HeadFolder, config: HeadConfig) -> None:
             raise ModelError(f"{where} is stored as {stored.dtype}", hint="quantised heads are not supported")
 
 
+@dataclass(frozen=True, slots=True)
+class StoredHead:
+    """A head's folder that fits its target, looked at: all but its weights."""
+
+    folder: HeadFolder
+    config: HeadConfig
+    target_tokens: torch.Tensor | None
+    """As in `DraftHead`."""
+
+
+def stored_head(
+    folder: Path, target: Checkpoint, *, kind: str | None = None, taps: Sequence[int] | None = None
+) -> StoredHead:
+    """What lies in `folder`. ModelError names what is missing, surplus, of another shape, or for another target."""
+    found = HeadFolder(folder)
+    config = read_config(found, target_shape(target), kind=kind, taps=taps)
+    check_tensors(found, config)
+    maps = found.read([name for name in MAPS if name in found.names])
+    return StoredHead(found, config, read_target_tokens(found.path, maps, config))
+
+
 def load_head(
     folder: Path,
     target: Checkpoint,
@@ -106,21 +129,31 @@ def load_head(
 
     What the head does not have, embedding and LM head, is read from the target's checkpoint, and no other tensor of it.
     The LM head and the norm in front of it are float32 at least. `taps` (inputs of the target's layers) wins over the
-    folder's. ModelError names what is missing, surplus, of another shape, or for another target.
+    folder's. ModelError as for `stored_head`, and when a weight is no finite number.
     """
-    found = HeadFolder(folder)
-    config = read_config(found, target_shape(target), kind=kind, taps=taps)
-    check_tensors(found, config)
-    target_tokens = read_target_tokens(found.path, found.read([name for name in MAPS if name in found.names]), config)
+    stored = stored_head(folder, target, kind=kind, taps=taps)
     with torch.device("meta"):
-        head = build_head(config)
+        head = build_head(stored.config)
     exact = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    for name, tensor in found.read(list(expected_tensors(config))).items():
-        _assign(head, name, tensor.to(device, weight_dtype(name, exact)))
+    for name, tensor in stored.folder.read(list(expected_tensors(stored.config))).items():
+        weights = tensor.to(device, weight_dtype(name, exact))
+        _check_finite(weights, stored.folder, name)
+        _assign(head, name, weights)
     borrow(head, target, exact, device)
-    if target_tokens is not None:
-        head.target_tokens = target_tokens.to(device)
+    if stored.target_tokens is not None:
+        head.target_tokens = stored.target_tokens.to(device)
     return head.eval().requires_grad_(False)
+
+
+def _check_finite(weights: torch.Tensor, folder: HeadFolder, name: str) -> None:
+    """Raise ModelError unless all of `weights` are finite: one that is not takes every guess away, and no token."""
+    # The extremes are NaN where anything is, and to find them takes no memory.
+    if not all(bool(extreme.isfinite()) for extreme in weights.aminmax()):
+        stored = folder.tensors[name]
+        raise ModelError(
+            f"{folder.path / stored.file}: {stored.name} holds numbers that are not finite, as {weights.dtype}",
+            hint="the head is damaged, or its training went wrong; fetch it again, or take another",
+        )
 
 
 def weight_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

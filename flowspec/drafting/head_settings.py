@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,8 @@ OVERRIDES: Final = frozenset(
 """Keys of `flowspec.json`."""
 
 SIDECAR: Final = "flowspec.json"
+OF_HEADS: Final = ("speculators_model_type", "draft_vocab_size", "eagle_config")
+"""Keys that no language model's config has, one of them in that of every EAGLE-3 head."""
 DECODERS: Final = {"llama": "LlamaConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
 
 
@@ -92,6 +94,8 @@ class Settings:
 
     def number(self, key: str, default: float) -> float:
         value = self._typed(key, (int, float), "a number")
+        if value is not None and not isfinite(value):
+            raise ModelError(f"{self.folder / self.find(key)[0]}: {key} is {value}, expected a finite number")
         return default if value is None else float(value)
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -128,7 +132,7 @@ def read_settings(
         raise ModelError(
             f"{folder / SIDECAR}: {unknown[0]!r} is not a key of it", hint=f"there are {', '.join(sorted(OVERRIDES))}"
         )
-    found = _kind(folder, config, sidecar, names)
+    found = kind_told(folder, config, sidecar, names)
     if kind is not None and kind != found:
         raise ModelError(
             f"{folder} holds {KINDS[found]}, not {KINDS.get(kind, kind)}", hint=f"choose the drafter {found}"
@@ -154,6 +158,9 @@ def read_settings(
         )
     if heads % kv_heads:
         raise ModelError(f"{folder / 'config.json'}: {heads} attention heads cannot share {kv_heads} of keys")
+    head_dim = model.size("head_dim", max(1, hidden // heads))
+    if head_dim % 2:
+        raise ModelError(f"{folder / 'config.json'}: heads of {head_dim} columns have no halves, which RoPE turns")
     draft_vocabulary = whole.size("draft_vocab_size", vocabulary) if found == "eagle3" else vocabulary
     if draft_vocabulary > vocabulary:
         raise ModelError(
@@ -169,7 +176,7 @@ def read_settings(
         intermediate_size=model.size("intermediate_size"),
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=model.size("head_dim", max(1, hidden // heads)),
+        head_dim=head_dim,
         taps=_taps(found, folder, config, overriding, target.layer_count, taps),
         layer_count=1 if midlayer and not _several(names) else model.size("num_hidden_layers", 1),
         hidden_act=model.text("hidden_act", "silu"),
@@ -197,14 +204,15 @@ def _sharpness(sidecar: Settings) -> float:
     return found
 
 
-def _kind(folder: Path, config: Mapping[str, Any], sidecar: Mapping[str, Any], names: frozenset[str]) -> str:
+def kind_told(folder: Path, config: Mapping[str, Any], sidecar: Mapping[str, Any], names: frozenset[str]) -> str:
+    """The kind of the head in `folder`: as its files say, else by its tensors. ModelError for another project's."""
     written = config.get("speculators_model_type")
     if written not in (None, "eagle3"):
         raise ModelError(
             f"{folder / 'config.json'}: speculators of the type {written!r} are not supported", hint="eagle3 is"
         )
     given = sidecar.get("kind")
-    if given is not None and given not in KINDS:
+    if given is not None and given not in list(KINDS):
         raise ModelError(f"{folder / SIDECAR}: kind is {given!r}, expected one of {', '.join(KINDS)}")
     by_config = "eagle3" if config.get("draft_vocab_size") is not None else None
     return str(given or written or by_config or kind_of(names))
@@ -223,7 +231,7 @@ def _decoder(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
 
     nested = config.get("transformer_layer_config")
     family = nested.get("model_type", "llama") if isinstance(nested, Mapping) else None
-    if not isinstance(nested, Mapping) or family not in DECODERS:
+    if not isinstance(nested, Mapping) or family not in list(DECODERS):
         raise ModelError(
             f"{folder / 'config.json'}: transformer_layer_config is of the type {family!r}",
             hint=f"supported are {', '.join(DECODERS)}",
@@ -287,6 +295,10 @@ def _taps(
 def _rope(overriding: Settings, model: Settings) -> dict[str, Any]:
     """As `rope_parameters`, from that or from the older `rope_theta` and `rope_scaling`."""
     rope = overriding.mapping("rope_parameters") or model.mapping("rope_parameters") or model.mapping("rope_scaling")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0 or any(isinstance(value, Mapping) for value in rope.values()):
+        raise ModelError(
+            f"{model.folder}: RoPE of a part of each head, or one for each kind of layer, is unsupported: {rope}"
+        )
     kind = rope.pop("type", None)
     rope.setdefault("rope_type", kind or "default")
     rope.setdefault("rope_theta", model.number("rope_theta", 10000.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -11,7 +10,7 @@ from flowspec.drafting.drafter import check_vocabulary
 from flowspec.errors import ModelError
 from flowspec.model.hub import resolve_model
 from flowspec.model.layout import DTYPE_BYTES, block_bytes
-from flowspec.model.weights import Checkpoint
+from flowspec.model.weights import TOKENIZER_FILES, Checkpoint
 from flowspec.topology import Topology
 from flowspec.topology.sections import ModelDrafter
 
@@ -33,17 +32,25 @@ class DrafterPlan:
 
 
 def kind_in(model: str) -> ModelDrafter:
-    """The kind of drafter whose weights lie in the directory `model`; "causal-lm" for whatever is no draft head."""
-    from flowspec.drafting.head_folder import HeadFolder
-    from flowspec.drafting.head_settings import kind_of
+    """The kind of drafter whose weights `model` names, as a topology does; "causal-lm" for whatever is no draft head.
 
+    ModelError when there is no such model, or when what seems to be a head cannot be read.
+    """
+    from flowspec.drafting.head_folder import HeadFolder, says_head
+    from flowspec.drafting.head_settings import kind_told
+
+    folder = resolve_model(model)
+    of_head = says_head(folder)
     try:
-        names = HeadFolder(Path(model).expanduser()).names
+        found = HeadFolder(folder)
     except ModelError:
+        # An EAGLE-1/2 head's config says nothing of itself; but heads have no tokenizer.
+        if of_head or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+            raise
         return "causal-lm"
-    if "fc.weight" not in names:
+    if not of_head and "fc.weight" not in found.names:
         return "causal-lm"
-    return "eagle3" if kind_of(names) == "eagle3" else "eagle"
+    return "eagle3" if kind_told(folder, found.config, found.sidecar, found.names) == "eagle3" else "eagle"
 
 
 def plan_drafter(topology: Topology, target: Checkpoint) -> DrafterPlan:

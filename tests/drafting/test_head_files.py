@@ -54,6 +54,43 @@ def test_a_missing_file_is_named(name: str, part: str, tmp_path: Path, target: C
     refused(tmp_path, target, part)
 
 
+def test_what_is_pickled_but_no_checkpoint_is_not_offered_for_conversion(tmp_path: Path, target: Checkpoint) -> None:
+    folder = write(tmp_path)
+    (folder / "model.safetensors").rename(folder / "training_args.bin")
+    refused(folder, target, "model.safetensors is missing", "fetch it again")
+
+
+def test_json_that_is_a_directory_is_named(tmp_path: Path, target: Checkpoint) -> None:
+    for name in ("config.json", "flowspec.json"):
+        folder = write(tmp_path / name)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir()
+        refused(folder, target, str(folder / name), "cannot be read", "directory")
+
+
+def test_weights_that_only_their_reader_finds_damaged_are_named(tmp_path: Path, target: Checkpoint) -> None:
+    file = write(tmp_path) / "model.safetensors"
+    file.write_bytes(file.read_bytes() + b"more")
+    refused(tmp_path, target, str(file), "cannot be read", "fetch it again")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_weight_that_is_no_finite_number_is_named(bad: float, tmp_path: Path, target: Checkpoint) -> None:
+    for name in ("fc.weight", "midlayer.self_attn.q_proj.weight", "lm_head.weight", "norm.weight"):
+        values = folders.random_tensors(folders.eagle3_shapes())[name]
+        values.view(-1)[3] = bad
+        folder = write(tmp_path / name, **{name: values})
+        refused(folder, target, str(folder / "model.safetensors"), f"{name} holds numbers that are not finite")
+
+
+def test_a_weight_that_is_too_large_for_its_dtype_is_named(tmp_path: Path, target: Checkpoint) -> None:
+    values = folders.random_tensors(folders.eagle3_shapes())["fc.weight"]
+    values[0, 0] = 1e5
+    folder = write(tmp_path, **{"fc.weight": values})
+    load_head(folder, target)
+    refused(folder, target, "fc.weight", "as torch.float16", dtype="float16")
+
+
 def test_files_with_an_index_are_read(tmp_path: Path, target: Checkpoint) -> None:
     folder = write(tmp_path)
     whole = load_head(folder, target, dtype="float64")
@@ -83,6 +120,11 @@ def test_files_with_an_index_are_read(tmp_path: Path, target: Checkpoint) -> Non
         (folders.EAGLE3 | {"hidden_act": "sparkle"}, ["sparkle"]),
         (folders.EAGLE3 | {"rope_scaling": {"type": "sparkle"}}, ["sparkle"]),
         (folders.EAGLE3 | {"norm_output": True}, ["SpecForge", "flowspec.json"]),
+        (folders.EAGLE3 | {"head_dim": 7}, ["config.json", "heads of 7 columns"]),
+        (folders.EAGLE3 | {"rms_norm_eps": float("nan")}, ["rms_norm_eps is nan", "a finite number"]),
+        (folders.EAGLE3 | {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, ["unsupported"]),
+        (folders.EAGLE3 | {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, ["unsupported"]),
+        ({"speculators_model_type": "eagle3", "transformer_layer_config": {"model_type": ["llama"]}}, ["['llama']"]),
         (folders.EAGLE3 | {"eagle_config": {"use_aux_hidden_state": False}}, ["unsupported"]),
         (folders.EAGLE3 | {"eagle_config": {"eagle_aux_hidden_state_layer_ids": "1"}}, ["'1'", "a list"]),
         (folders.EAGLE3 | {"eagle_config": {"eagle_aux_hidden_state_layer_ids": [1, 3]}}, ["layer 4", "3 layers"]),
@@ -102,6 +144,7 @@ def test_a_config_that_cannot_be_used_is_told(
         ({"taps": [0, 1, 4]}, ["layer 4", "3 layers"]),
         ({"taps": []}, ["no hidden state"]),
         ({"kind": "medusa"}, ["flowspec.json", "medusa"]),
+        ({"kind": ["eagle3"]}, ["flowspec.json", "['eagle3']"]),
         ({"sharpness": 0}, ["flowspec.json", "above 0"]),
         ({"sharpness": "high"}, ["flowspec.json", "a number"]),
         ({"fc_norm": 1}, ["flowspec.json", "true or false"]),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
 from flowspec.cluster import local_topology
@@ -92,8 +94,57 @@ def test_a_folder_tells_what_drafter_it_is(checkpoints: Path) -> None:
         assert local_topology(str(model), 2, draft=head).effective_drafter.kind == kind
         hybrid = local_topology(str(model), 2, drafter="hybrid", draft=head).effective_drafter
         assert (hybrid.kind, hybrid.model_kind, hybrid.model_name) == ("hybrid", kind, head)
-    assert kind_in(str(model)) == kind_in("some/hub-id") == "causal-lm"
+    assert kind_in(str(model)) == "causal-lm"
     assert local_topology(str(model), 2, drafter="hybrid", draft=str(model)).effective_drafter.of == "causal-lm"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("demo-eagle", "eagle"), ("demo-eagle3", "eagle3"), ("demo-draft", "causal-lm")]
+)
+def test_a_shipped_name_tells_what_drafter_it_is(name: str, kind: str) -> None:
+    assert kind_in(name) == kind
+    chosen = local_topology("demo", 2, drafter="hybrid", draft=name).effective_drafter
+    assert (chosen.of, chosen.model_name) == (kind, name)
+
+
+def test_a_hub_id_tells_what_drafter_it_is(checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(checkpoints, "llama", False, None)
+    kinds = {"eagle3": head_of(checkpoints, model, "eagle3"), "causal-lm": model}
+    for kind, folder in kinds.items():
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, found=str(folder), **__: found)
+        assert kind_in("some/hub-id") == kind
+
+    def offline(*_: Any, **__: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ModelError, match="of some/hub-id is neither here"):
+        kind_in("some/hub-id")
+
+
+@pytest.mark.parametrize("kind", TAPS)
+def test_a_head_that_cannot_be_read_is_not_taken_for_a_language_model(
+    kind: str, checkpoints: Path, tmp_path: Path
+) -> None:
+    whole = head_of(checkpoints, model_of(checkpoints, "llama", False, None), kind)
+    pickled = shutil.copytree(whole, tmp_path / "pickled")
+    (pickled / "flowspec.json").unlink()
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="flowspec convert-head"):
+        kind_in(str(pickled))
+    sidecar = shutil.copytree(whole, tmp_path / "sidecar")
+    (sidecar / "flowspec.json").write_text("{")
+    with pytest.raises(ModelError, match=r"flowspec\.json is not valid JSON"):
+        kind_in(str(sidecar))
+    (sidecar / "flowspec.json").write_text('{"kind": "medusa"}')
+    with pytest.raises(ModelError, match="kind is 'medusa'"):
+        kind_in(str(sidecar))
+
+
+def test_a_language_model_that_cannot_be_read_is_not_taken_for_a_head(checkpoints: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model_of(checkpoints, "llama", False, None), tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes(b"")
+    assert kind_in(str(broken)) == "causal-lm"
 
 
 def test_a_head_of_another_kind_is_refused(checkpoints: Path) -> None:
