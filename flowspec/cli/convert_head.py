@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 
 def convert_head(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where config.json and pytorch_model.bin lie.")],
+    head: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Where config.json and pytorch_model.bin lie, or a hub id.")
+    ],
 ) -> None:
     """Convert a draft head's pytorch_model.bin to safetensors.
 
@@ -19,8 +20,9 @@ def convert_head(
     from flowspec.cli.render import size
     from flowspec.drafting.conversion import convert_head as convert
     from flowspec.drafting.head_config import KINDS
+    from flowspec.model.hub import resolve_model
 
-    done = convert(folder)
+    done = convert(resolve_model(head))
     sources = ", ".join(source.name for source in done.sources)
     typer.echo(f"wrote {done.written}: {done.tensors} tensors, {size(done.size)}, from {sources} (kept)")
     typer.echo(f"by its tensors it is {KINDS[done.kind]}")

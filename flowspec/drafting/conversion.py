@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from flowspec.drafting.head_folder import WEIGHTS, spelled
+from flowspec.drafting.head_folder import PICKLED, WEIGHTS, spelled
 from flowspec.drafting.head_settings import kind_of
 from flowspec.errors import ModelError
+from flowspec.model import hub
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,7 @@ def convert_head(folder: Path) -> Conversion:
     written = folder / WEIGHTS
     if written.exists():
         raise ModelError(f"{written} is there already", hint="there is nothing to convert; delete it to do so again")
-    sources = tuple(sorted(folder.glob("pytorch_model*.bin")))
-    if not sources:
-        raise ModelError(f"{folder} has no pytorch_model.bin", hint="give the folder that holds the head's files")
+    sources = _sources(folder)
     tensors: dict[str, torch.Tensor] = {}
     for source in sources:
         for name, tensor in _read(source).items():
@@ -56,6 +55,17 @@ def convert_head(folder: Path) -> Conversion:
         part.unlink(missing_ok=True)
     kind = kind_of(frozenset(map(spelled, tensors)))
     return Conversion(sources, written, len(tensors), written.stat().st_size, kind)
+
+
+def _sources(folder: Path) -> tuple[Path, ...]:
+    """The pickled weights in `folder`; where it is a repository of the hub and has none yet, they are fetched."""
+    origin = hub.hub_origin(folder)
+    if origin is not None and not any(folder.glob(PICKLED)):
+        hub.download(origin[0], "pytorch_model.bin", revision=origin[1])
+    found = tuple(sorted(folder.glob(PICKLED)))
+    if not found:
+        raise ModelError(f"{folder} has no pytorch_model.bin", hint="give the folder that holds the head's files")
+    return found
 
 
 def _read(source: Path) -> dict[str, torch.Tensor]:
