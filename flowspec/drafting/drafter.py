@@ -6,6 +6,7 @@ what to expand, and what of its guesses is ever sent, is the policy's to say.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -21,6 +22,8 @@ from flowspec.wire.parameters import SamplingParameters
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Children = tuple[tuple[int, tuple[tuple[int, float], ...]], ...]
 """Per expanded serial its children as (token, log-probability), best first."""
@@ -123,7 +126,8 @@ def _build_model_drafter(chosen: DrafterSection, topology: Topology, target: Che
 def check_vocabulary(draft: Checkpoint, target: Checkpoint) -> None:
     """Raise `ModelError` unless token ids mean the same to both models.
 
-    Vocabularies may be padded to different sizes when the tokenizers say that they agree.
+    Vocabularies may be padded to different sizes when the tokenizers say that they agree. Without tokenizers the sizes
+    must be equal, and a warning says that this is all that is known.
     """
     families = "choose a draft model of the same family, or the drafter ngram, which needs none"
     same = draft.tokenizer_hash() != "" and draft.tokenizer_hash() == target.tokenizer_hash()
@@ -141,6 +145,13 @@ def check_vocabulary(draft: Checkpoint, target: Checkpoint) -> None:
             f"the draft model {draft.path} has a vocabulary of {draft.vocab_size}, "
             f"the model {target.path} one of {target.vocab_size}",
             hint=families,
+        )
+    elif not same:
+        logger.warning(
+            "nothing tells whether token ids mean the same to the draft model %s and to %s: not both have a "
+            "tokenizer.json; if they do not, no guess will come true",
+            draft.path,
+            target.path,
         )
 
 

@@ -21,22 +21,28 @@ TOP_BLOCKS: Final = (64, 16)
 """Neighbouring tokens of which only the best is looked at first when the best of a large vocabulary are looked for: the
 first of these that leaves few enough blocks."""
 
+MODELS: Final = "the model's"
+DRAFTERS: Final = "the drafter's"
+
 Children = list[tuple[int, float]]
 """Places of a row's best, best first, each with its score."""
 
 
-def check_finite(greatest: npt.NDArray[np.floating], positions: Sequence[int]) -> None:
-    """Raise `PipelineError` unless the largest score of each row, (n,), is a number; `positions` (n,) name them."""
+def check_finite(greatest: npt.NDArray[np.floating], positions: Sequence[int], whose: str) -> None:
+    """Raise `PipelineError` unless the largest score of each row, (n,), is a number; `positions` (n,) name them.
+
+    `whose` output the rows are: `MODELS` or `DRAFTERS`.
+    """
     finite = np.isfinite(greatest)
     if not finite.all():
         index = int(np.flatnonzero(~finite)[0])
         raise PipelineError(
-            f"the largest logit at position {positions[index]} is {greatest.flat[index]}: the model's output is damaged"
+            f"the largest logit at position {positions[index]} is {greatest.flat[index]}: {whose} output is damaged"
         )
 
 
 def best(scores: npt.NDArray[np.floating], positions: Sequence[int], count: int, sharpness: float) -> list[Children]:
-    """Per row of `scores` (n, m) the `count` best indices, best first, of equal ones the lower index first.
+    """Per row of a drafter's `scores` (n, m) the `count` best indices, best first, of equal ones the lower index first.
 
     With each its part of the log-softmax of `sharpness` times the row. `positions` (n,) are for an error's text.
     """
@@ -45,7 +51,7 @@ def best(scores: npt.NDArray[np.floating], positions: Sequence[int], count: int,
     rows = torch.from_numpy(scores)
     values, indices = topmost(rows, min(count + 1, scores.shape[1]))
     greatest = values[:, :1]
-    check_finite(greatest[:, 0].numpy(), positions)
+    check_finite(greatest[:, 0].numpy(), positions, DRAFTERS)
     if bool((values[:, 1:] == values[:, :-1]).any()):
         # Which of equal ones a search for the best finds is not said; a stable sort is slower.
         values, indices = rows.sort(descending=True, stable=True)

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from flowspec.errors import InvariantViolation
 from flowspec.model.cuts import FIRST_LOOK, Floats, Indices, keep, measure
 from flowspec.model.noise import HIGHEST, gumbel
-from flowspec.model.ranking import Children, best, check_finite, topmost
+from flowspec.model.ranking import DRAFTERS, MODELS, Children, best, check_finite, topmost
 from flowspec.wire.parameters import SamplingParameters
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Sampler:
         values = self._penalised(numbers(logits), history, path)
         if self.parameters.temperature == 0.0:
             token = int(values.argmax())
-            check_finite(values[token : token + 1], [position])
+            check_finite(values[token : token + 1], [position], MODELS)
             return self._id(token)
         s = self._scaled(values, [position])
         kept = self._kept(s)
@@ -185,13 +185,13 @@ class Sampler:
         if self._uncut and self.vocab_size <= SMALL_VOCABULARY:
             # The whole vocabulary, for every token that is expanded: in the precision of the logits where that reaches.
             exact = np.float64 if self.parameters.temperature < COLD else values.dtype
-            scaled = self._scaled(values, positions, exact)
+            scaled = self._scaled(values, positions, exact, DRAFTERS)
             for s, position in zip(scaled, positions, strict=True):
                 s += self._noise_of(position)
             return best(scaled, positions, count, self._sharpness)
         if self._uncut:
             return self._of_the_likeliest(values, positions, count)
-        scaled = self._scaled(values, positions)
+        scaled = self._scaled(values, positions, whose=DRAFTERS)
         return [self._favoured(s, position, count) for s, position in zip(scaled, positions, strict=True)]
 
     def explain(
@@ -201,7 +201,7 @@ class Sampler:
         values = self._penalised(numbers(logits), history, path).astype(np.float64)
         parameters = self.parameters
         if parameters.temperature == 0.0:
-            check_finite(values.max(keepdims=True), [position])
+            check_finite(values.max(keepdims=True), [position], MODELS)
             order = np.argsort(-values, kind="stable")[:2]
             gap = float(values[order[0]] - values[order[1]]) if len(order) > 1 else math.inf
             second = self._id(int(order[1])) if len(order) > 1 else None
@@ -244,12 +244,16 @@ class Sampler:
         return values
 
     def _scaled(
-        self, values: npt.NDArray[np.floating], positions: Sequence[int], dtype: npt.DTypeLike = np.float64
+        self,
+        values: npt.NDArray[np.floating],
+        positions: Sequence[int],
+        dtype: npt.DTypeLike = np.float64,
+        whose: str = MODELS,
     ) -> npt.NDArray[Any]:
         """Log-probabilities less that of the most probable token, as `dtype`: of (V,) or of (n, V)."""
         s = values.astype(dtype)
         greatest = s.max(axis=-1, keepdims=True)
-        check_finite(greatest, positions)
+        check_finite(greatest, positions, whose)
         s -= greatest
         with np.errstate(over="ignore"):  # a tiny temperature: all but the best become impossible, which is right
             s /= self.parameters.temperature
@@ -272,7 +276,7 @@ class Sampler:
         import torch
 
         likeliest = np.sort(topmost(torch.from_numpy(values), FIRST_LOOK)[1].numpy(), axis=1)
-        scores = self._scaled(np.take_along_axis(values, likeliest, axis=1), positions)
+        scores = self._scaled(np.take_along_axis(values, likeliest, axis=1), positions, whose=DRAFTERS)
         for s, position, tokens in zip(scores, positions, likeliest, strict=True):
             s += gumbel(self.parameters.seed, position, self._named(tokens))
         ranked = best(scores, positions, count, self._sharpness)

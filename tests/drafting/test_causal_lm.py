@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -233,9 +234,13 @@ def test_a_draft_model_with_another_tokenizer_is_refused(folder: Path, tmp_path:
         check_vocabulary(Checkpoint(other), Checkpoint(folder))
 
 
-def test_a_draft_model_without_tokenizer_needs_the_same_vocabulary_size(folder: Path, tmp_path: Path) -> None:
+def test_a_draft_model_without_tokenizer_needs_the_same_vocabulary_size_and_is_warned_of(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     same = write_checkpoint(tmp_path / "same", layers=1, tokenizer=False)
-    check_vocabulary(Checkpoint(same), Checkpoint(folder))
+    with caplog.at_level(logging.WARNING, "flowspec"):
+        check_vocabulary(Checkpoint(same), Checkpoint(folder))
+    assert f"token ids mean the same to the draft model {same}" in caplog.text
     other = write_checkpoint(tmp_path / "other", layers=1, vocab_size=330, tokenizer=False)
     with pytest.raises(ModelError, match="vocabulary of 330"):
         check_vocabulary(Checkpoint(other), Checkpoint(folder))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,8 +165,17 @@ def test_half_precision_logits_are_accepted() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_damaged_logits_are_an_error_and_no_token(temperature: float, bad: float) -> None:
     logits = torch.tensor([0.0, bad, 1.0])
-    with pytest.raises(PipelineError, match="position 9"):
+    with pytest.raises(PipelineError, match=r"position 9 .* the model's output"):
         Sampler(SamplingParameters(temperature=temperature), 3).sample(logits, 9)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 9000])
+@pytest.mark.parametrize("law", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 2}], ids=str)
+def test_damaged_logits_of_a_drafter_are_told_as_its_own(law: dict[str, Any], vocabulary: int) -> None:
+    logits = torch.zeros(2, vocabulary)
+    logits[1, 1] = float("nan")
+    with pytest.raises(PipelineError, match=r"position 9 .* the drafter's output"):
+        Sampler(SamplingParameters(**law), vocabulary).rank(logits, [8, 9], 2)
 
 
 def test_the_penalty_counts_a_token_once_and_asks_history_and_path() -> None:
