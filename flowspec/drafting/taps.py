@@ -21,6 +21,7 @@ from flowspec.errors import ModelError
 from flowspec.wire.messages import FINAL
 
 IDS: Final = "eagle_aux_hidden_state_layer_ids"
+OF_ANOTHER: Final = 'it belongs to another target, or flowspec.json beside it has to name its "taps"'
 
 
 def default_taps(layer_count: int) -> tuple[int, ...]:
@@ -54,14 +55,15 @@ def resolve_taps(
     return check_taps(taps, layer_count, folder)
 
 
-def check_taps(taps: tuple[int, ...], layer_count: int, folder: Path) -> tuple[int, ...]:
+def check_taps(taps: tuple[int, ...], layer_count: int, folder: Path, hint: str = OF_ANOTHER) -> tuple[int, ...]:
     """`taps` themselves; ModelError when there are none, or one that a target of `layer_count` layers does not have."""
     outside = [tap for tap in taps if tap != FINAL and not 0 <= tap <= layer_count]
     if not taps or outside:
+        layers = "1 layer" if layer_count == 1 else f"{layer_count} layers"
         what = f"the input of layer {outside[0]}" if outside else "no hidden state at all"
         raise ModelError(
-            f"{folder}: the head reads {what}; the target has {layer_count} layers",
-            hint='it belongs to another target, or flowspec.json beside it has to name its "taps"',
+            f"{folder}: the head reads {what}; the target has {layers}",
+            hint=hint,
         )
     return taps
 

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 import torch
 
+from flowspec.drafting.head_config import HeadConfig
+from flowspec.drafting.head_files import StoredHead, config_for
 from flowspec.errors import ConfigurationError
 from flowspec.model.text import load_tokenizer
 from flowspec.model.weights import Checkpoint, resolve_model
@@ -23,6 +25,7 @@ from flowspec.training import evaluation
 from flowspec.training.distillation import Distillation
 from flowspec.training.documents import Document, read_documents
 from flowspec.training.draft_card import card
+from flowspec.training.given_head import given_head
 from flowspec.training.heads import build_student, frequent_tokens, head_taps
 from flowspec.training.loop import Plan, Trainer
 from flowspec.training.optimizer import Optimizers
@@ -87,6 +90,7 @@ class _Training:
         self.device = _device(recipe.device)
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self.checkpoint = Checkpoint(resolve_model(recipe.model))
+        self.given = self._given()
         tokenizer = load_tokenizer(self.checkpoint.path)
         eos = min(self.checkpoint.eos_token_ids, default=tokenizer.eos_token_id)
         if documents is None:
@@ -161,7 +165,15 @@ class _Training:
 
     # ---- before
 
+    def _given(self) -> StoredHead | None:
+        recipe = self.recipe
+        if recipe.begin is None or recipe.kind == "causal-lm":
+            return None
+        return given_head(resolve_model(str(recipe.begin)), self.checkpoint, recipe, self.reporter.say)
+
     def _taps(self) -> tuple[int, ...]:
+        if self.given is not None:
+            return self.given.config.taps
         return head_taps(self.recipe.kind, self.checkpoint.layer_count, self.recipe.taps, self.checkpoint.path)
 
     def _student(self, taps: tuple[int, ...], tokenizer: Any) -> Student:
@@ -175,29 +187,33 @@ class _Training:
                 seed=recipe.seed,
                 device=self.device,
             )
-        whole = self.checkpoint.vocab_size
+        config, tokens = self._new_head(taps) if self.given is None else (self.given.config, self.given.target_tokens)
+        return build_student(
+            config,
+            self.target,
+            steps=recipe.unroll,
+            target_tokens=tokens,
+            feature_weight=recipe.feature_weight,
+            seed=recipe.seed,
+            device=self.device,
+        )
+
+    def _new_head(self, taps: tuple[int, ...]) -> tuple[HeadConfig, torch.Tensor | None]:
+        """What a head is made of that begins with nothing, and its draft vocabulary."""
+        recipe, whole = self.recipe, self.checkpoint.vocab_size
+        changes: dict[str, Any] = {"layer_count": recipe.layers, "own_embedding": recipe.own_embedding}
+        tokens = None
         size = recipe.draft_vocab
         if size is None and recipe.kind == "eagle3" and whole > WHOLE_VOCABULARY:
             size = WHOLE_VOCABULARY
-        chosen = None
         if size is not None and size < whole:
             ends = tuple(token for token in self.checkpoint.eos_token_ids if token < whole)
             counts = self.texts.counts(whole)
             chosen = frequent_tokens(counts, size, ends)
             share = counts[chosen].sum() / max(1, counts.sum())
             self.reporter.say(f"draft vocabulary: {size} of {whole} tokens, {100 * share:.1f} % of the text")
-        return build_student(
-            recipe.kind,
-            self.target,
-            taps,
-            layers=recipe.layers,
-            steps=recipe.unroll,
-            draft_tokens=chosen,
-            feature_weight=recipe.feature_weight,
-            own_embedding=recipe.own_embedding,
-            seed=recipe.seed,
-            device=self.device,
-        )
+            tokens, changes["draft_vocab_size"] = torch.from_numpy(chosen), len(chosen)
+        return config_for(recipe.kind, self.checkpoint, taps, **changes), tokens
 
     def _tell_text(self) -> None:
         texts = self.texts
@@ -273,6 +289,7 @@ class _Training:
             "unroll": self.student.steps,
             "own embedding": recipe.own_embedding,
             "draft vocabulary": self.student.head.weight.size(0),
+            **self.student.identity,
             "text": Texts([*self.texts.train, *own], [], False).digest(),
             "own text's share": recipe.own_share,
             "seed": recipe.seed,

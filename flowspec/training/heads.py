@@ -13,11 +13,13 @@ import torch.nn.functional as functional
 from flowspec.drafting.drafter import Drafter
 from flowspec.drafting.eagle3 import Eagle3Head
 from flowspec.drafting.head import DraftHead
-from flowspec.drafting.head_files import config_for, load_head, new_head, save_head
+from flowspec.drafting.head_config import HeadConfig
+from flowspec.drafting.head_files import load_head, new_head, save_head
 from flowspec.drafting.taps import check_taps, default_taps
-from flowspec.errors import ConfigurationError
+from flowspec.errors import ConfigurationError, InvariantViolation
 from flowspec.model.weights import Checkpoint
 from flowspec.training.divergence import LinearHead
+from flowspec.training.given_head import conventions, tokens_digest
 from flowspec.training.student import take_weights
 from flowspec.training.target import Observed, Target
 from flowspec.training.unrolled import unroll
@@ -43,8 +45,16 @@ class HeadStudent:
     def head(self) -> LinearHead:
         return LinearHead(self._head.lm_head.weight, self._head.lm_head.bias)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        tokens = self.target_tokens
+        digest = None if tokens is None else tokens_digest(tokens)
+        return {"draft vocabulary's tokens": digest, "conventions": conventions(self._head.config)}
+
     def begin(self, folder: Path) -> None:
-        given = load_head(folder, self._target, kind=self._head.kind, taps=self.taps)
+        given = load_head(folder, self._target, kind=self._head.kind)
+        if given.taps != self.taps or not _equal(given.target_tokens, self.target_tokens):
+            raise InvariantViolation(f"the head in {folder} has other taps or tokens than the one that begins with it")
         further = range(given.layer_count, self._head.layer_count)
         take_weights(self._head, given, folder, new=tuple(f"layers.{index}." for index in further))
         for layer in self._head.stack[given.layer_count :]:
@@ -82,35 +92,32 @@ class HeadStudent:
         return HeadDrafter(load_head(folder, self._target, kind=self._head.kind, device=device))
 
 
+def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    return one is other if one is None or other is None else torch.equal(one.cpu(), other.cpu())
+
+
 def head_taps(kind: str, layer_count: int, chosen: tuple[int, ...] | None, where: Path) -> tuple[int, ...]:
     """The hidden states that a new head reads: those that were chosen, or its kind's own."""
+    hint = f"--taps names inputs of layers, 0 to {layer_count} (the last one's output); {FINAL} is after the last norm"
     if chosen is None:
         chosen = (FINAL,) if kind == "eagle" else default_taps(layer_count)
     if kind == "eagle" and len(chosen) != 1:
         raise ConfigurationError(f"an eagle head reads one hidden state, not {len(chosen)}", hint="eagle3 reads three")
-    return check_taps(chosen, layer_count, where)
+    return check_taps(chosen, layer_count, where, hint)
 
 
 def build_student(
-    kind: str,
+    config: HeadConfig,
     target: Target,
-    taps: tuple[int, ...],
     *,
-    layers: int,
     steps: int,
-    draft_tokens: np.ndarray[Any, np.dtype[np.int64]] | None,
+    target_tokens: torch.Tensor | None,
     feature_weight: float,
-    own_embedding: bool,
     seed: int,
     device: torch.device,
 ) -> HeadStudent:
-    """A new head with random layers; embedding, LM head and last norm start as the target's."""
-    changes: dict[str, Any] = {"layer_count": layers, "own_embedding": own_embedding}
-    if draft_tokens is not None:
-        changes["draft_vocab_size"] = len(draft_tokens)
-    config = config_for(kind, target.checkpoint, taps, **changes)
-    chosen = None if draft_tokens is None else torch.from_numpy(draft_tokens)
-    head = new_head(config, target.checkpoint, target_tokens=chosen, device=device, seed=seed)
+    """A new head with random layers; embedding, LM head and last norm start as the target's, where they fit."""
+    head = new_head(config, target.checkpoint, target_tokens=target_tokens, device=device, seed=seed)
     _begin_as_target(head, target.model)
     head.train()
     return HeadStudent(head, target.checkpoint, steps, feature_weight)
@@ -120,6 +127,8 @@ def build_student(
 def _begin_as_target(head: DraftHead, model: Any) -> None:
     """Own embedding, LM head and last norm start as the target's; what is borrowed is the very tensor of `model`."""
     embedding = model.model.embed_tokens.weight
+    if head.config.hidden_size != head.config.target_hidden_size:
+        return
     if head.config.own_embedding:
         head.embed_tokens.weight.copy_(embedding)
     else:

@@ -27,8 +27,9 @@ class Recipe:
     out: Path
     suffixes: tuple[str, ...] = SUFFIXES
     begin: Path | None = None
-    """A draft of the same kind and shape, whose weights this one starts with: for more text, or a target that moved. A
-    head may have fewer layers than this one: further ones begin with adding nothing."""
+    """A draft of the same kind, whose weights this one starts with: for more text, or a target that moved. A small
+    language model has the same shape; a head decides on taps, draft vocabulary and conventions, and may have fewer
+    layers than this one: further ones begin with adding nothing."""
     minutes: float | None = None
     steps: int | None = None
     batch: int = 8

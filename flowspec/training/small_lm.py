@@ -38,6 +38,10 @@ class SmallLmStudent:
     def head(self) -> LinearHead:
         return LinearHead(self._model.lm_head.weight, self._model.lm_head.bias)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {}
+
     def begin(self, folder: Path) -> None:
         from transformers import AutoModelForCausalLM
 

@@ -12,7 +12,7 @@ from flowspec.errors import ModelError
 from flowspec.training.divergence import LinearHead
 from flowspec.training.target import Observed
 
-SAME_SHAPE: Final = "--begin takes a draft of the same kind, layers and options, and for a head one with fewer layers"
+SAME_SHAPE: Final = "--begin takes a draft of the same kind, layers and options; a head may get more layers, not fewer"
 
 
 class Student(Protocol):
@@ -32,10 +32,15 @@ class Student(Protocol):
     def head(self) -> LinearHead:
         """Reads what `states` returns."""
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What its weights mean, by name: what else a checkpoint must have been made with to be resumed."""
+
     def begin(self, folder: Path) -> None:
         """Start with the weights of the draft in `folder`; `ModelError` unless it has the same shape.
 
-        A head may have more layers than the given one: those behind its last begin with adding nothing.
+        A head was made like the given one (see `given_head`), and may have more layers: those behind its last begin
+        with adding nothing.
         """
 
     def states(self, tokens: torch.Tensor, observed: Observed) -> torch.Tensor:
