@@ -24,7 +24,7 @@ LEVELS = (
     {"runtime", "schedule", "synthetic", "model", "drafting"},
     {"roles", "training"},
     {"planning", "cluster", "forking", "client", "options", "stopwatch", "stream"},
-    {"cli", "server", "bench"},
+    {"cli", "server", "bench", "__main__"},
 )
 """The parts of flowspec; a part imports only its own level and those before it."""
 

@@ -166,8 +166,10 @@ def _free(node: Node, port: int) -> bool:
 def check_models(topology: Topology, here: set[str], running: set[str]) -> Iterator[Finding]:
     """Model, tokenizer and memory of the nodes of this machine that do not run yet."""
     from flowspec.cli.render import size
+    from flowspec.model.device import find_device
     from flowspec.model.target import open_target
     from flowspec.runtime.reach import memory
+    from flowspec.topology.topology import SYNTHETIC_MODEL
 
     prints: dict[tuple[str, str], list[str]] = {}
     needed = 0
@@ -176,6 +178,8 @@ def check_models(topology: Topology, here: set[str], running: set[str]) -> Itera
             continue
         try:
             target = open_target(topology, node.model)
+            if topology.model != SYNTHETIC_MODEL:
+                find_device(node.device)
             key = (target.fingerprint()[:12], target.tokenizer_hash()[:12])
             weights = _weights(topology, node, target)
         except FlowspecError as error:

@@ -211,9 +211,14 @@ async def _generate(call: Call) -> int:
     shown = printable if sys.stdout.isatty() else str
     async with _pipeline(call) as client:
         stream = client.stream(call.prompt, trace=call.trace is not None, **call.options)
-        async for chunk in stream:
-            if not call.as_json:
-                sys.stdout.write(shown(chunk.text))
+        try:
+            async for chunk in stream:
+                if not call.as_json:
+                    sys.stdout.write(shown(chunk.text))
+                    sys.stdout.flush()
+        finally:
+            if not call.as_json and stream.generation.text:
+                sys.stdout.write("\n")
                 sys.stdout.flush()
         generation, started = stream.generation, stream.started
         model, dtype, context = call.check_model, call.dtype, None
@@ -223,8 +228,6 @@ async def _generate(call: Call) -> int:
     if started is None or generation.stats is None:
         raise PipelineError("the coordinator ended the request before it had begun")
     if not call.as_json:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
         line = statistics_line(generation.stats, generation.finish_reason or "?", started.sampling.seed)
         print(line, file=sys.stderr)
     if call.trace is not None:

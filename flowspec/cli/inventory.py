@@ -139,10 +139,11 @@ def _measure_layer(checkpoint: Checkpoint, topology: Topology) -> Timing:
     """What one layer in the middle takes on this machine, with as many threads as the stage would have here."""
     from flowspec.model.block import LayerBlock
     from flowspec.model.curve import measure_apart
+    from flowspec.model.device import find_device
 
     middle = checkpoint.layer_count // 2
     node = topology.stages[0]
-    block = LayerBlock.load(checkpoint, middle, middle + 1, dtype=node.dtype, device=node.device)
+    block = LayerBlock.load(checkpoint, middle, middle + 1, dtype=node.dtype, device=find_device(node.device))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return measure_apart(block, topology.thread_count(node.name, cores))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flowspec import __version__
 from flowspec.cli.bench import app as bench
@@ -24,8 +26,20 @@ from flowspec.cli.train import train_draft
 from flowspec.cli.up import up
 from flowspec.program import DEBUG, run_program
 
+
+class Commands(TyperGroup):
+    """Ctrl-C is for `run_program` to tell: typer itself would end without a word."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise asyncio.CancelledError from None
+
+
 app = typer.Typer(
     name="flowspec",
+    cls=Commands,
     help="One large language model over several small devices, fast for a single user.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,8 +49,8 @@ app = typer.Typer(
 )
 app.command(short_help="Both policies on the shipped model, compared.")(demo)
 app.command(short_help="Continue a prompt.")(generate)
-app.command()(up)
-app.command()(node)
+app.command(short_help="Run all nodes of a topology on this machine.")(up)
+app.command(short_help="Run one node of a topology on this device.")(node)
 app.command(short_help="Who should hold which layers, and how fast that is.")(plan)
 app.command(short_help="How fast a pipe would be, on a virtual clock.")(simulate)
 app.command(short_help="Make keys for the nodes and clients of a topology.")(keys)
@@ -44,8 +58,8 @@ app.command(short_help="Look for what is wrong, and say what to do.")(doctor)
 app.command(short_help="What a running pipeline is doing.")(status)
 app.command(short_help="Make safetensors of a draft head's pickled weights.")(convert_head)
 app.command(short_help="Train a draft for a model of your own.")(train_draft)
-app.add_typer(trace, name="trace")
-app.add_typer(bench, name="bench")
+app.add_typer(trace, name="trace", short_help="Look into traces that --trace wrote.")
+app.add_typer(bench, name="bench", short_help="Measure, compare, report.")
 
 
 def _version(asked: bool) -> None:
@@ -74,7 +88,3 @@ def main(arguments: list[str] | None = None) -> None:
         # The environment carries it to the nodes that a command starts.
         os.environ[DEBUG] = "1"
     run_program(lambda: app(args=given, prog_name="flowspec"))
-
-
-if __name__ == "__main__":
-    main()

@@ -76,6 +76,7 @@ def _print_plan(topology: Topology, name: str) -> None:
     """Ports, layers and bytes of a node, from the headers of its checkpoint: nothing is loaded."""
     from flowspec.cli.models import check_model
     from flowspec.cli.remarks import remarks_on
+    from flowspec.model.device import find_device
     from flowspec.model.hub import resolve_model
     from flowspec.model.weights import Checkpoint
     from flowspec.topology.topology import SYNTHETIC_MODEL
@@ -89,6 +90,7 @@ def _print_plan(topology: Topology, name: str) -> None:
         typer.echo("\n".join(lines))
         return
     check_model(node.model)
+    find_device(node.device, name)
     checkpoint = Checkpoint(resolve_model(node.model), topology.limits.context)
     lines += (
         _held_by_drafter(topology, checkpoint) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)

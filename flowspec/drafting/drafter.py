@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from flowspec.errors import ModelError
+from flowspec.model.device import find_device
 from flowspec.model.hub import resolve_model
 from flowspec.model.target import Target
 from flowspec.model.weights import Checkpoint
@@ -108,6 +109,7 @@ def _build_synthetic(topology: Topology, target: Target) -> Drafter:
 def _build_model_drafter(chosen: DrafterSection, topology: Topology, target: Checkpoint) -> Drafter:
     """A drafter with weights: a small model, or a head of the target."""
     kind, name, node = chosen.model_kind, chosen.model_name, topology.draft_node
+    device = find_device(node.device, node.name)
     assert kind is not None
     assert name is not None
     if kind == "causal-lm":
@@ -115,12 +117,12 @@ def _build_model_drafter(chosen: DrafterSection, topology: Topology, target: Che
 
         draft = Checkpoint(resolve_model(name), target.context_limit)
         check_vocabulary(draft, target)
-        return CausalLmDrafter.load(draft, dtype=node.dtype, device=node.device, vocab_size=target.vocab_size)
+        return CausalLmDrafter.load(draft, dtype=node.dtype, device=device, vocab_size=target.vocab_size)
     from flowspec.drafting.head_drafter import HeadDrafter
     from flowspec.drafting.head_files import load_head
 
     folder = resolve_model(name)
-    return HeadDrafter(load_head(folder, target, kind=kind, dtype=node.dtype, device=node.device, taps=chosen.taps))
+    return HeadDrafter(load_head(folder, target, kind=kind, dtype=node.dtype, device=device, taps=chosen.taps))
 
 
 def check_vocabulary(draft: Checkpoint, target: Checkpoint) -> None:

@@ -138,6 +138,10 @@ def weight_bytes(checkpoint: Checkpoint, first: int, end: int, dtype: str, devic
 
     What is stored in 16 bits stays so in float32, where the processor multiplies it (see `half_linear`).
     """
+    if device == "auto":
+        from flowspec.model.device import find_device  # with torch, which headers need not wait for
+
+        device = find_device(device)
     narrow = (
         dtype == "float32"
         and device == "cpu"

@@ -13,6 +13,7 @@ import torch
 
 from flowspec.model.block import LayerBlock
 from flowspec.model.curve import measure
+from flowspec.model.device import find_device
 from flowspec.model.synthetic_block import AnyBlock, SyntheticBlock
 from flowspec.model.target import Target, open_target
 from flowspec.runtime.emulation import EmulatedDevice
@@ -67,7 +68,7 @@ def load_stage(
             first,
             end,
             dtype=node.dtype,
-            device=node.device,
+            device=find_device(node.device, name),
             progress=lambda done, total: progress("loading", done, total),
         )
         progress("measuring", 0, 0)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from flowspec import __version__
 from flowspec.topology import Topology
@@ -189,6 +190,20 @@ def test_dry_run_tells_layers_weights_cache_and_ports(
     assert "layers   0 of 0-1, embedding" in told["stage-1"]
     assert "ports 5704-5705" in told["stage-2"]
     assert "a row" in told["stage-2"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_dry_run_and_doctor_miss_a_device_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, model: Path
+) -> None:
+    file = tmp_path / "local.yaml"
+    file.write_text(Topology.local(str(model), 1, drafter="ngram").replace(device="cuda").to_yaml())
+    code, _, err = run_main(capsys, "node", str(file), "stage-1", "--dry-run")
+    assert code == 3
+    assert "node stage-1: there is no device cuda here" in err
+    code, out, _ = run_main(capsys, "doctor", str(file), "--connect-timeout", "0.2")
+    assert code == 1
+    assert "there is no device cuda here" in " ".join(out.split())
 
 
 def test_debug_adds_the_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ async def running_up(model: Path, folder: Path, **overrides: Any) -> AsyncIterat
     file = folder / "local.yaml"
     file.write_text(Topology.local(str(model), 2, drafter="ngram", **overrides).to_yaml())
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "flowspec.cli.main", "up", str(file)),
+        *(sys.executable, "-m", "flowspec", "up", str(file)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         process_group=0,

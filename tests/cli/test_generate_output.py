@@ -64,7 +64,7 @@ async def test_text_that_came_before_a_failure_is_shown(capsys: pytest.CaptureFi
 
     with pytest.raises(PipelineError, match="stage-2"):
         await write(break_off)
-    assert capsys.readouterr().out == "ab"
+    assert capsys.readouterr().out == "ab\n"
 
 
 def test_statistics_fit_eighty_columns() -> None:
