@@ -116,7 +116,8 @@ class Recording:
     def read(cls, path: str | Path) -> Recording:
         """The recording in a file; `ConfigurationError` names the line that is none of one."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            with Path(path).open(encoding="utf-8") as file:
+                lines = list(file)
         except OSError as error:
             raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}", hint=HOW_TO_MAKE) from None
         except UnicodeDecodeError:

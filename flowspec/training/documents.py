@@ -92,9 +92,10 @@ def _documents(name: str, file: Path, named: bool) -> Iterator[Document]:
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error
     if file.suffix == ".jsonl":
-        for number, line in enumerate(content.splitlines(), 1):
+        # Not `splitlines`: JSON leaves other ends of lines, like U+2028, as they are inside a text.
+        for number, line in enumerate(content.split("\n"), 1):
             if line.strip():
-                yield _line(f"{file}:{number}", line)
+                yield _line(f"{file}:{number}", line.removesuffix("\r"))
     elif content.strip():
         yield Document(name, content.replace("\r\n", "\n"), (), is_heldout(name))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -238,6 +239,17 @@ def test_what_a_recorded_text_repeats_is_copied_where_its_drafter_looks_text_up(
 def test_a_recording_survives_its_file(tmp_path: Path) -> None:
     recorded().write(tmp_path / "run.jsonl")
     assert Recording.read(tmp_path / "run.jsonl") == recorded()
+
+
+def test_what_json_leaves_inside_a_text_ends_no_line_of_a_recording(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    recorded().write(file)
+    first, rest = file.read_text().split("\n", 1)
+    about = {"drafter": "one\u2028two\u0085three"}
+    file.write_text(
+        json.dumps(json.loads(first) | {"about": about}, ensure_ascii=False) + "\n" + rest, encoding="utf-8"
+    )
+    assert Recording.read(file).about == about
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,17 @@ def test_lines_are_texts_or_conversations(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_what_json_leaves_inside_a_text_ends_no_line(tmp_path: Path, end: str) -> None:
+    file = tmp_path / "data.jsonl"
+    wanted = [f"one\u2028two\u2029three\u0085four {index}" for index in range(100)]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in wanted]
+    file.write_bytes(end.join(lines).encode())
+    found = list(read_documents([file]))
+    assert [each.text for each in found] == wanted
+    assert [each.heldout for each in found] == [is_heldout(line) for line in lines]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
