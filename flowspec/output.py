@@ -76,3 +76,30 @@ class OutputFile:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise
+
+
+@contextlib.contextmanager
+def unwritable(path: Path, hint: str = "free some space or choose another folder") -> Iterator[None]:
+    """Around a block that does nothing but write below `path`: its failures, told as a `ConfigurationError`.
+
+    Of torch a plain RuntimeError counts, whatever it says: on a full disk it names a position in its own archive. Kinds
+    of their own, like that of an accelerator without memory, do not.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, OSError | SafetensorError) and type(error) is not RuntimeError:
+            raise
+        raise ConfigurationError(f"{path} cannot be written: {_reason(error)}", hint=hint) from error
+
+
+def _reason(error: BaseException) -> str:
+    """In the system's words where there are any, however many errors were raised on top of them."""
+    first: BaseException | None = error
+    while first is not None:
+        if isinstance(first, OSError) and first.strerror:
+            return first.strerror
+        first = first.__cause__ or first.__context__
+    return (str(error) or type(error).__name__).splitlines()[0].rpartition("I/O error: ")[2]

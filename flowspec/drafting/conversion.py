@@ -15,6 +15,7 @@ from flowspec.drafting.head_folder import PICKLED, WEIGHTS, spelled
 from flowspec.drafting.head_settings import kind_of
 from flowspec.errors import ModelError
 from flowspec.model import hub
+from flowspec.output import unwritable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,8 @@ def convert_head(folder: Path) -> Conversion:
     """Write `model.safetensors` beside the `pytorch_model*.bin` of `folder`: same names, shapes and dtypes.
 
     ModelError when there is nothing to convert, when the result is there already, or when a file holds anything but
-    tensors. Nothing is left behind after an error.
+    tensors, or such as safetensors has no form for. ConfigurationError when the disk does not take the result. Nothing
+    is left behind after an error.
     """
     from safetensors.torch import save_file
 
@@ -48,11 +50,12 @@ def convert_head(folder: Path) -> Conversion:
             # safetensors wants every tensor in memory of its own.
             tensors[name] = tensor.clone(memory_format=torch.contiguous_format)
     part = folder / f"{WEIGHTS}.part"
-    try:
-        save_file(tensors, part, metadata={"format": "pt"})
-        os.replace(part, written)
-    finally:
-        part.unlink(missing_ok=True)
+    with unwritable(written, hint="free some space, or copy the folder to where it may be written to"):
+        try:
+            save_file(tensors, part, metadata={"format": "pt"})
+            os.replace(part, written)
+        finally:
+            part.unlink(missing_ok=True)
     kind = kind_of(frozenset(map(spelled, tensors)))
     return Conversion(sources, written, len(tensors), written.stat().st_size, kind)
 
@@ -82,4 +85,14 @@ def _read(source: Path) -> dict[str, torch.Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ModelError(f"{source}: {name!r} is no tensor but a {type(value).__name__}")
+        if not _is_plain(value):
+            raise ModelError(
+                f"{source}: {name} is no dense tensor of plain numbers ({value.layout}, {value.dtype}, {value.device})",
+                hint="save it again as one; a sparse tensor has `to_dense`",
+            )
     return found
+
+
+def _is_plain(value: torch.Tensor) -> bool:
+    dense = value.layout == torch.strided and not value.is_nested
+    return dense and value.device.type == "cpu" and not (value.is_quantized or value.is_complex())

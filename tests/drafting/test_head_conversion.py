@@ -11,6 +11,7 @@ from flowspec.cli.main import main
 from flowspec.drafting.head_files import load_head
 from flowspec.model.weights import Checkpoint
 from tests.checkpoints import write_checkpoint
+from tests.disks import no_file_over
 from tests.drafting import head_folders as folders
 
 
@@ -62,6 +63,9 @@ class Bomb:
         ({"fc.weight": torch.zeros(2), "bomb": Bomb()}, "holds more than tensors"),
         ({"fc.weight": torch.zeros(2), "step": 3}, "'step' is no tensor but a int"),
         ([torch.zeros(2)], "holds no tensors by name"),
+        ({"fc.weight": torch.eye(3).to_sparse()}, "fc.weight is no dense tensor of plain numbers (torch.sparse_coo"),
+        ({"fc.weight": torch.zeros(2, dtype=torch.complex128)}, "fc.weight is no dense tensor of plain numbers"),
+        ({"fc.weight": torch.zeros(2, device="meta")}, "fc.weight is no dense tensor of plain numbers"),
     ],
 )
 def test_what_is_no_tensor_is_refused_and_not_run(
@@ -85,3 +89,15 @@ def test_a_damaged_or_missing_file_is_named(capsys: pytest.CaptureFixture[str], 
     code, _, err = run_main(capsys, tmp_path)
     assert code == 3
     assert str(file) in err
+
+
+def test_a_disk_that_does_not_take_the_result_is_told_and_left_as_it_was(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pickled(tmp_path)
+    with no_file_over(1000):
+        code, out, err = run_main(capsys, tmp_path)
+    assert (code, out) == (2, "")
+    assert f"{tmp_path / 'model.safetensors'} cannot be written: File too large" in err
+    assert not list(tmp_path.glob("model*"))
+    assert not list(tmp_path.glob(".*"))
