@@ -57,8 +57,9 @@ class Totals:
 class Trainer:
     """Trains `model` on `stream` until the plan's schedule is over, resuming from the plan's checkpoint.
 
-    `settings` are kept with the checkpoint; one with other settings is refused. `evaluate` is called now and then, and
-    at the end; `before` is what the weights were trained with earlier, for the totals.
+    `settings` are kept with the checkpoint; one with other settings is refused. What is in `pace` may change from run
+    to run: `stretches` tells from which step on it was how. `evaluate` is called now and then; `before` is what the
+    weights were trained with earlier, for the totals.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Trainer:
         optimizers: Optimizers | None = None,
         evaluate: Callable[[], Any] | None = None,
         settings: dict[str, Any] | None = None,
+        pace: dict[str, Any] | None = None,
         before: Totals | None = None,
     ) -> None:
         self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -83,17 +85,26 @@ class Trainer:
         self._optimizers = optimizers or Optimizers(model)
         self._evaluate = evaluate
         self._settings = settings or {}
+        self._pace = pace or {}
         self._device = next(model.parameters()).device
         self._begun = before or Totals()
         self.totals = replace(self._begun)
+        self.stretches: list[tuple[int, dict[str, Any]]] = []
+        """(first step, how it went from there on), in order."""
+        self.unsaved: str | None = None
+        """Why the last checkpoint is not on the disk; None: it is."""
         self._resume()
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> bool:
-        """Train to the end, or until `stop` says so after a step; store a last checkpoint. False: it was stopped."""
+        """Train to the end, or until `stop` says so after a step. False: it was stopped.
+
+        A last checkpoint is stored if the disk takes it (see `unsaved`): what was learned is not lost with it.
+        """
         plan, earlier = self._plan, self.totals.seconds
         began = saved = evaluated = time.monotonic()
         recent: deque[tuple[float, int, float]] = deque(maxlen=RECENT)
         self._model.train()
+        first = self.totals.steps
         while not (over := self._over()) and not stop():
             before = time.monotonic()
             loss, tokens = self._step()
@@ -109,7 +120,8 @@ class Trainer:
                 self._save_if_possible()
                 saved = time.monotonic()
         self._model.eval()
-        self._save()
+        if self.totals.steps > first or not plan.checkpoint.exists():
+            self._save_if_possible()
         return over
 
     def _over(self) -> bool:
@@ -137,6 +149,8 @@ class Trainer:
                 hint="train again from the last checkpoint with a lower --rate, or with --dtype float32",
             )
         self._optimizers.step(plan.schedule.factor(*self._place()))
+        if not self.stretches or self.stretches[-1][1] != self._pace:
+            self.stretches.append((self.totals.steps, self._pace))
         self.totals.steps += 1
         self.totals.tokens += count * length
         return total, count * length
@@ -157,7 +171,9 @@ class Trainer:
     def _save_if_possible(self) -> None:
         try:
             self._save()
+            self.unsaved = None
         except ConfigurationError as error:
+            self.unsaved = error.message
             self._reporter.say(f"no checkpoint this time: {error.message}")
 
     def _save(self) -> None:
@@ -168,6 +184,7 @@ class Trainer:
             "cursor": [cursor.epoch, cursor.window],
             "totals": [totals.steps, totals.tokens, totals.seconds],
             "settings": self._settings,
+            "stretches": self.stretches,
         }
         save_checkpoint(self._plan.checkpoint, state)
 
@@ -182,12 +199,13 @@ class Trainer:
             key = changed[0]
             raise ConfigurationError(
                 f"{path} was made with {key} {stored.get(key)}, and now it is {self._settings[key]}",
-                hint="train on with the same settings, or remove that file to begin again",
+                hint="train on with the same settings, or begin again in another folder",
             )
         restore(self._model, state["model"], path)
         self._optimizers.load_state_dict(state["optimizers"])
         self._stream.cursor = Cursor(*state["cursor"])
         self.totals = Totals(*state["totals"])
+        self.stretches = [(int(step), pace) for step, pace in state.get("stretches", [])]
         self._reporter.say(f"resumed at step {self.totals.steps} from {path}")
 
 
@@ -199,6 +217,7 @@ def restore(model: torch.nn.Module, state: dict[str, torch.Tensor], path: Path) 
             continue
         if name not in state or state[name].shape != parameter.shape:
             raise ConfigurationError(
-                f"{path} does not hold this model's {name}", hint="it is of another training; remove it to begin again"
+                f"{path} does not hold this model's {name}",
+                hint="it is of another training; begin again in another folder",
             )
         parameter.copy_(state[name])

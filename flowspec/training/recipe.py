@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
 from flowspec.errors import ConfigurationError
 from flowspec.training.documents import SUFFIXES
-from flowspec.training.storage import CHECKPOINT, FACTS, OWN_TEXT
+from flowspec.training.storage import CHECKPOINT, FACTS, OWN_TEXT, UNFINISHED, check_writable
 
 KINDS: Final = ("eagle", "eagle3", "causal-lm")
 DTYPES: Final = ("bfloat16", "float32")
 WHOLE_VOCABULARY: Final = 32_000
 """Up to so many tokens an eagle3 head keeps the target's whole vocabulary, unless told otherwise."""
 MINUTES: Final = 30.0
+SEEDS: Final = 2**63
+"""The generators take no others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +85,16 @@ class Recipe:
                 "--data is missing: text to train on", hint="files, folders or .jsonl; may be repeated"
             )
         for name, value, least in self._numbers():
-            if value is not None and value < least:
+            if value is None:
+                continue
+            if isinstance(value, float) and not isfinite(value):
+                raise ConfigurationError(f"{name} is {value}, and must be a finite number")
+            if value < least:
                 raise ConfigurationError(f"{name} is {value:g}, and must be {least:g} or more")
         if self.own_share >= 1:
             raise ConfigurationError(f"--own-share is {self.own_share:g}, and must be less than 1")
+        if self.seed >= SEEDS:
+            raise ConfigurationError(f"--seed is {self.seed}, and must be less than 2**63")
         if self.cooldown > 1:
             raise ConfigurationError(f"--cooldown is {self.cooldown:g}, and must be 1 or less")
         if self.kind == "causal-lm":
@@ -107,6 +116,7 @@ class Recipe:
             ("--long-length", self.long_length, 8),
             ("--part", self.part, 1),
             ("--unroll", self.unroll, 1),
+            ("--decay", self.decay, 0.0),
             ("--coupling", self.coupling, 0.0),
             ("--layers", self.layers, 1),
             ("--draft-vocab", self.draft_vocab, 8),
@@ -117,6 +127,7 @@ class Recipe:
             ("--own-share", self.own_share, 0.0),
             ("--feature-weight", self.feature_weight, 0.0),
             ("--positions", self.positions, 0),
+            ("--seed", self.seed, 0),
         )
 
     def _only_for(self, kinds: str, **given: Any) -> None:
@@ -128,12 +139,13 @@ class Recipe:
         out = self.out
         if out.exists() and not out.is_dir():
             raise ConfigurationError(f"{out} is a file", hint="--out names the folder of the draft")
-        held = {file.name for file in out.iterdir()} if out.is_dir() else set()
+        check_writable(out)
+        held = {file.name for file in out.iterdir()} - UNFINISHED if out.is_dir() else set()
         if held <= {OWN_TEXT} or CHECKPOINT in held:
             return
         if FACTS in held:
             raise ConfigurationError(
-                f"{out} holds a finished draft, and no {CHECKPOINT} to train on from",
+                f"{out} holds a draft, and no {CHECKPOINT} to train on from",
                 hint="choose another --out, or remove that folder",
             )
         raise ConfigurationError(f"{out} holds something else", hint="--out names a new or empty folder for the draft")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,19 +13,26 @@ from typing import Any, Final
 import torch
 
 from flowspec.errors import ConfigurationError
+from flowspec.output import unwritable
 
 CHECKPOINT: Final = "training.pt"
 FACTS: Final = "training.json"
 OWN_TEXT: Final = "own-text.pt"
+HALF: Final = ".part"
+"""Ends the name of what is being written. What a killed process left of it, the next one writes over."""
+SCRATCH: Final = f"draft{HALF}"
+UNFINISHED: Final = {SCRATCH, *(str(Path(name).with_suffix(HALF)) for name in (CHECKPOINT, OWN_TEXT))}
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` to `path` by way of a neighbour. ConfigurationError when the disk does not take it."""
-    neighbour = path.with_suffix(".part")
+    neighbour = path.with_suffix(HALF)
     with unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            torch.save(state, neighbour)
+            # A file that torch opens by itself fails without the system's reason.
+            with neighbour.open("wb") as file:
+                torch.save(state, file)
             os.replace(neighbour, path)
         finally:
             neighbour.unlink(missing_ok=True)
@@ -39,7 +47,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     except Exception as error:  # pickle and zip raise what they like
         raise ConfigurationError(
             f"the checkpoint {path} cannot be read: {type(error).__name__}",
-            hint="it is damaged, or of another program; remove it to begin again",
+            hint="it is damaged, or of another program; begin again in another folder",
         ) from error
     return state
 
@@ -50,26 +58,28 @@ def replacing(folder: Path) -> Iterator[Path]:
 
     Shapes do not change between versions of one draft, so every mix of old and new files still loads.
     """
+    scratch = folder / SCRATCH
     with unwritable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
-            yield Path(scratch)
-            for part in sorted(Path(scratch).iterdir(), key=lambda part: part.suffix == ".safetensors"):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            yield scratch
+            for part in sorted(scratch.iterdir(), key=lambda part: part.suffix == ".safetensors"):
                 part.chmod(0o644)
                 os.replace(part, folder / part.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def unwritable(path: Path) -> Iterator[None]:
-    """Failures to write below `path`, told as a ConfigurationError."""
-    try:
-        yield
-    except Exception as error:
-        # torch and safetensors hide the system's error in one of their own.
-        known = isinstance(error, OSError) or "writ" in str(error) or "space" in str(error)
-        if not known or isinstance(error, ConfigurationError):
-            raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
-        raise ConfigurationError(
-            f"{path} cannot be written: {reason}", hint="free some space or choose another folder"
-        ) from error
+def check_writable(folder: Path) -> None:
+    """Raise ConfigurationError when nothing could be written into `folder`, made if need be; nothing is left there."""
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    with unwritable(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=folder):
+                pass
+        finally:
+            for each in missing:
+                with contextlib.suppress(OSError):
+                    each.rmdir()

@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from flowspec.errors import ConfigurationError, FlowspecError
+from flowspec.output import unwritable
 from flowspec.training.loop import Plan, Trainer
 from flowspec.training.optimizer import Muon, Optimizers, orthogonalised
 from flowspec.training.progress import Progress, described
 from flowspec.training.schedule import Schedule
 from flowspec.training.storage import load_checkpoint, replacing, save_checkpoint
 from flowspec.training.windows import Cursor, TokenFile, WindowStream, fixed_windows
+from tests.disks import no_file_over
 
 
 class Heard:
@@ -55,7 +58,7 @@ def files() -> list[TokenFile]:
 
 def trainer(folder: Path, files: list[TokenFile], steps: int, **changes: Any) -> tuple[Trainer, Bigrams]:
     model = Bigrams()
-    settings = changes.pop("settings", {})
+    settings, pace = changes.pop("settings", {}), changes.pop("pace", {})
     plan = Plan(
         Schedule(steps=steps, warmup_steps=1, cooldown=1e-9),
         folder / "t.pt",
@@ -64,7 +67,7 @@ def trainer(folder: Path, files: list[TokenFile], steps: int, **changes: Any) ->
         long_share=0.0,
         **changes,
     )
-    made = Trainer(model, model.loss, WindowStream(files), plan, Heard(), settings=settings)
+    made = Trainer(model, model.loss, WindowStream(files), plan, Heard(), settings=settings, pace=pace)
     return made, model
 
 
@@ -119,32 +122,83 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path, files: list[
         made.run()
 
 
-def test_a_full_disk_is_told_and_leaves_no_part_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(state: object, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file: No space left on device")
+def test_a_full_disk_is_told_and_leaves_what_was_there_and_no_part(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "t.pt", {"steps": 1})
+    with no_file_over(10_000), pytest.raises(ConfigurationError, match=r"t\.pt cannot be written: File too large"):
+        save_checkpoint(tmp_path / "t.pt", {"weights": torch.zeros(100_000)})
+    assert [file.name for file in tmp_path.iterdir()] == ["t.pt"]
+    assert load_checkpoint(tmp_path / "t.pt") == {"steps": 1}
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(ConfigurationError, match="cannot be written"):
-        save_checkpoint(tmp_path / "t.pt", {})
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 768 vs 662"),
+        RuntimeError("basic_ios::clear: iostream error"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(28, "No space left on device"),
+    ],
+)
+def test_whatever_a_writer_says_of_a_full_disk_is_no_defect(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be written") as told, unwritable(tmp_path):
+        raise error
+    assert "Error while" not in told.value.message
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too large"), ConfigurationError("it is"), ValueError("no")])
+def test_what_is_not_the_disks_fault_is_not_told_as_such(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(type(error)) as told, unwritable(tmp_path):
+        raise error
+    assert told.value is error
+
+
+def test_a_disk_that_is_full_from_some_time_on_does_not_end_the_training(
+    tmp_path: Path, files: list[TokenFile]
+) -> None:
+    made, _ = trainer(tmp_path, files, 3, checkpoint_seconds=-1.0)
+    with no_file_over(2_000):
+        assert made.run()
+    assert made.totals.steps == 3
+    assert made.unsaved is not None
+    assert "File too large" in made.unsaved
     assert not list(tmp_path.iterdir())
 
 
-def test_a_failed_checkpoint_in_between_does_not_end_the_training(
+def test_a_failed_checkpoint_in_between_is_made_up_for(
     tmp_path: Path, files: list[TokenFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, _ = trainer(tmp_path, files, 3, checkpoint_seconds=-1.0)
     save, calls = torch.save, []
 
-    def sometimes(state: object, path: Path) -> None:
-        calls.append(path)
+    def sometimes(state: object, file: object) -> None:
+        calls.append(file)
         if len(calls) < 3:
             raise OSError(28, "No space left on device")
-        save(state, path)
+        save(state, file)  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch, "save", sometimes)
     assert made.run()
+    assert made.unsaved is None
     assert load_checkpoint(tmp_path / "t.pt") is not None
+
+
+def test_what_a_killed_process_was_writing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "t.part").write_text("half")
+    save_checkpoint(tmp_path / "t.pt", {})
+    (tmp_path / "draft.part").mkdir()
+    (tmp_path / "draft.part" / "model.safetensors").write_text("half")
+    with replacing(tmp_path) as scratch:
+        (scratch / "config.json").write_text("{}")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "t.pt"]
+
+
+def test_how_a_training_went_on_differently_is_kept_with_the_checkpoint(tmp_path: Path, files: list[TokenFile]) -> None:
+    trainer(tmp_path, files, 2, pace={"rate": 1.0})[0].run()
+    trainer(tmp_path, files, 3, pace={"rate": 1.0})[0].run()
+    trainer(tmp_path, files, 5, pace={"rate": 0.5})[0].run()
+    idle, _ = trainer(tmp_path, files, 5, pace={"rate": 0.1})
+    assert idle.run()
+    assert idle.stretches == [(0, {"rate": 1.0}), (3, {"rate": 0.5})]
 
 
 def test_a_folder_is_replaced_only_when_all_of_it_was_written(tmp_path: Path) -> None:
