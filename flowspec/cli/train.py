@@ -111,15 +111,35 @@ def train_draft(
 def _train(recipe: Recipe) -> bool:
     from flowspec.training.draft import train_draft as train
 
-    with _Bar() as bar, _Brake(bar) as brake:
-        outcome = train(recipe, bar, stop=brake.pulled)
+    try:
+        with _Bar() as bar, _Brake(bar) as brake:
+            outcome = train(recipe, bar, stop=brake.pulled)
+    except KeyboardInterrupt:
+        _tell_how_to_go_on(f"interrupted; {_kept(recipe.out)}")
+        return False
     size = sum(file.stat().st_size for file in outcome.folder.glob("*.safetensors"))
     if outcome.finished:
-        typer.echo(f"the draft is in {outcome.folder} ({size / 1e6:.1f} MB); training.pt is only needed to train on")
+        later = "training.pt is only needed to train on"
+        if outcome.unsaved:
+            later = f"it cannot be trained on from its end: {outcome.unsaved}"
+        typer.echo(f"the draft is in {outcome.folder} ({size / 1e6:.1f} MB); {later}")
     else:
-        typer.echo(f"interrupted; {outcome.folder} holds the draft as it is now. To go on:", err=True)
-        typer.echo(f"  {shlex.join(['flowspec', *sys.argv[1:]])}", err=True)
+        told = f"interrupted; {outcome.folder} holds the draft as it is now"
+        _tell_how_to_go_on(f"{told}, but not the checkpoint: {outcome.unsaved}" if outcome.unsaved else told)
     return outcome.finished
+
+
+def _kept(out: Path) -> str:
+    """What a training that was ended before its end left to go on from."""
+    from flowspec.training.storage import CHECKPOINT, OWN_TEXT
+
+    kept = [name for name in (CHECKPOINT, OWN_TEXT) if (out / name).exists()]
+    return f"{out} keeps {' and '.join(kept)}" if kept else "nothing was stored yet"
+
+
+def _tell_how_to_go_on(what: str) -> None:
+    typer.echo(f"{what}. To go on:", err=True)
+    typer.echo(f"  {shlex.join(['flowspec', *sys.argv[1:]])}", err=True)
 
 
 def _taps(text: str | None) -> tuple[int, ...] | None:

@@ -22,6 +22,7 @@ from flowspec.errors import ConfigurationError
 from flowspec.model.text import load_tokenizer
 from flowspec.model.weights import Checkpoint, resolve_model
 from flowspec.training import evaluation
+from flowspec.training.beginning import begun_from, weights_digest
 from flowspec.training.distillation import Distillation
 from flowspec.training.documents import Document, read_documents
 from flowspec.training.draft_card import card
@@ -29,13 +30,13 @@ from flowspec.training.given_head import given_head
 from flowspec.training.heads import build_student, frequent_tokens, head_taps
 from flowspec.training.loop import Plan, Trainer
 from flowspec.training.optimizer import Optimizers
+from flowspec.training.own_text import OwnText
 from flowspec.training.progress import Reporter
 from flowspec.training.recipe import MINUTES, WHOLE_VOCABULARY, Recipe
-from flowspec.training.sampling import sampled_files
 from flowspec.training.schedule import Schedule
 from flowspec.training.sharpness import measure_sharpness
 from flowspec.training.small_lm import build_small_lm
-from flowspec.training.storage import CHECKPOINT, FACTS, OWN_TEXT, load_checkpoint, replacing, save_checkpoint
+from flowspec.training.storage import CHECKPOINT, FACTS, OWN_TEXT, replacing
 from flowspec.training.student import Student
 from flowspec.training.target import Target
 from flowspec.training.texts import Texts, read_texts
@@ -44,13 +45,13 @@ from flowspec.training.windows import TokenFile, WindowStream, fixed_windows
 VALIDATION_TOKENS: Final = 32_768
 SHARPNESS_TOKENS: Final = 8_192
 """Of them; a mean of so many guesses is as good as it needs to be."""
-SAMPLING_BATCH: Final = 64
 TOLD: Final = (
-    *("batch", "length", "long_length", "unroll", "decay", "coupling", "layers", "copy_layers"),
-    *("draft_vocab", "own_embedding", "feature_weight", "rate", "cooldown"),
-    *("self_generate", "temperature", "own_share", "dtype", "seed"),
+    *("unroll", "decay", "coupling", "layers", "copy_layers", "draft_vocab", "own_embedding", "feature_weight"),
+    *("self_generate", "temperature", "own_share", "seed"),
 )
-"""What of a recipe is kept in training.json."""
+"""What of a recipe is kept in training.json; none of it changes when a training is resumed."""
+PACE: Final = ("minutes", "steps", "batch", "length", "long_length", "rate", "cooldown", "dtype")
+"""What may change then, and is kept with the step from which on it was so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,8 @@ class Outcome:
     finished: bool
     """False: it was stopped, and can be resumed."""
     facts: dict[str, Any]
+    unsaved: str | None = None
+    """Why there is no checkpoint of its last step; None: there is one."""
 
 
 def train_draft(
@@ -135,33 +138,20 @@ class _Training:
             optimizers=Optimizers(self.student.module, recipe.rate),
             evaluate=lambda: self._evaluate(windows),
             settings=self._settings(own),
+            pace=self._pace(),
         )
+        resumed = trainer.totals.steps
         finished = trainer.run(stop)
-        found = self._evaluate(windows)
-        facts = {
-            "kind": recipe.kind,
-            "target": recipe.model,
-            "target_digest": self.target.digest(),
-            "steps": trainer.totals.steps,
-            "tokens": trainer.totals.tokens,
-            "seconds": round(trainer.totals.seconds),
-            "finished": finished,
-            "text_tokens": self.texts.train_tokens,
-            "heldout_tokens": self.texts.heldout_tokens,
-            "sampled_tokens": sum(len(file.tokens) for file in own),
-            "parameters": self.parameters,
-            "sharpness": self._sharpness(windows),
-            "heldout": evaluation.table(found),
-            "note": recipe.note,
-            "recipe": self._told(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "flowspec": version("flowspec"),
-        }
+        if finished and trainer.totals.steps == resumed and (told := self._finished_earlier(resumed)):
+            self.reporter.say(f"already finished, at step {resumed}: nothing was trained")
+            if "acceptance" not in told:
+                self._measure_acceptance(told)
+            return Outcome(recipe.out, True, told)
+        facts = self._facts(trainer, finished, own, windows)
         self._export(facts)
         if finished:
             self._measure_acceptance(facts)
-        return Outcome(recipe.out, finished, facts)
+        return Outcome(recipe.out, finished, facts, trainer.unsaved)
 
     # ---- before
 
@@ -249,25 +239,15 @@ class _Training:
         if not recipe.self_generate:
             return []
         length = min(recipe.prompt_length, recipe.length // 2)
-        asked = [self.target.digest(), recipe.self_generate, recipe.length, recipe.temperature]
-        stored = load_checkpoint(path)
-        if stored is not None and stored["asked"] == asked:
-            self.reporter.say(f"{len(stored['rows'])} completions by the model itself, from {path}")
-            return [TokenFile(row) for row in stored["rows"].numpy()]
-        prompts = fixed_windows(self.texts.train, length - 1, recipe.self_generate).to(self.device)
-        count = recipe.length - length
-        self.reporter.say(f"the model writes {len(prompts)} completions of {count} tokens")
-        files = sampled_files(
-            self.target.model,
-            prompts,
-            count,
+        own = OwnText(
+            path,
+            self.target.digest(),
+            fixed_windows(self.texts.train, length - 1, recipe.self_generate).to(self.device),
+            recipe.length - length,
             recipe.temperature,
-            SAMPLING_BATCH,
-            lambda done: self.reporter.say(f"  {done} of {len(prompts)}"),
+            recipe.seed,
         )
-        rows = torch.stack([torch.from_numpy(file.tokens) for file in files])
-        save_checkpoint(path, {"asked": asked, "rows": rows})
-        return files
+        return own.files(self.target.model, self.reporter.say)
 
     def _schedule(self) -> Schedule:
         minutes = self.recipe.minutes
@@ -277,6 +257,9 @@ class _Training:
 
     def _validation(self) -> torch.Tensor:
         return fixed_windows(self.texts.heldout, self.recipe.length, max(1, VALIDATION_TOKENS // self.recipe.length))
+
+    def _pace(self) -> dict[str, Any]:
+        return {name: getattr(self.recipe, name) for name in PACE}
 
     def _settings(self, own: list[TokenFile]) -> dict[str, Any]:
         """What a checkpoint must have been made with to be resumed."""
@@ -288,6 +271,11 @@ class _Training:
             "taps": list(self.student.taps),
             "unroll": self.student.steps,
             "own embedding": recipe.own_embedding,
+            "copied layers": recipe.copy_layers,
+            "begin": None if recipe.begin is None else weights_digest(recipe.begin),
+            "decay": recipe.decay,
+            "coupling": recipe.coupling,
+            "feature weight": recipe.feature_weight,
             "draft vocabulary": self.student.head.weight.size(0),
             **self.student.identity,
             "text": Texts([*self.texts.train, *own], [], False).digest(),
@@ -296,6 +284,40 @@ class _Training:
         }
 
     # ---- after
+
+    def _finished_earlier(self, steps: int) -> dict[str, Any] | None:
+        """The facts beside the draft, when they are those of a training that was over at that step."""
+        try:
+            facts: Any = json.loads((self.recipe.out / FACTS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        over = isinstance(facts, dict) and facts.get("finished") is True and facts.get("steps") == steps
+        return facts if over and any(self.recipe.out.glob("*.safetensors")) else None
+
+    def _facts(self, trainer: Trainer, finished: bool, own: list[TokenFile], windows: torch.Tensor) -> dict[str, Any]:
+        recipe = self.recipe
+        found = self._evaluate(windows)
+        return {
+            "kind": recipe.kind,
+            "target": recipe.model,
+            "target_digest": self.target.digest(),
+            **({"begin": begun_from(recipe.begin)} if recipe.begin else {}),
+            "steps": trainer.totals.steps,
+            "tokens": trainer.totals.tokens,
+            "seconds": round(trainer.totals.seconds),
+            "finished": finished,
+            "text_tokens": self.texts.train_tokens,
+            "heldout_tokens": self.texts.heldout_tokens,
+            "sampled_tokens": sum(len(file.tokens) for file in own),
+            "parameters": self.parameters,
+            "sharpness": self._sharpness(windows),
+            "heldout": evaluation.table(found),
+            "note": recipe.note,
+            **self._told(trainer.stretches),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "flowspec": version("flowspec"),
+        }
 
     def _evaluate(self, windows: torch.Tensor) -> list[evaluation.Agreement]:
         self.student.module.eval()
@@ -334,9 +356,13 @@ class _Training:
             (scratch / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             (scratch / "README.md").write_text(card(facts), encoding="utf-8")
 
-    def _told(self) -> dict[str, Any]:
-        recipe = self.recipe
-        return {name: getattr(recipe, name) for name in TOLD} | {"taps": list(self.student.taps)}
+    def _told(self, stretches: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        """The settings, those at the end where a later run changed them, and then also how they were before."""
+        recipe = {name: getattr(self.recipe, name) for name in TOLD} | {"taps": list(self.student.taps)}
+        told: dict[str, Any] = {"recipe": recipe | (stretches[-1][1] if stretches else self._pace())}
+        if len(stretches) > 1:
+            told["stretches"] = [{"from_step": step, **pace} for step, pace in stretches]
+        return told
 
 
 def repeats(own: list[TokenFile], text_tokens: int, share: float) -> int:
@@ -348,8 +374,8 @@ def repeats(own: list[TokenFile], text_tokens: int, share: float) -> int:
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # there is one that holds nothing
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise ConfigurationError(
             f"the device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="cpu, cuda or cuda:1, for example"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Final
 
 WHAT: Final = {
@@ -36,7 +37,7 @@ made by `flowspec train-draft` for that model and for no other. Use it with the 
 
 Distilled from the target's full distributions ({_loss(recipe)}, {_steps(facts, recipe)}) on {facts["text_tokens"]:,}
 tokens of text{own}: {facts["steps"]:,} steps, {facts["tokens"]:,} tokens, {facts["seconds"] / 60:.0f} minutes;
-flowspec {facts["flowspec"]}, torch {facts["torch"]}. `training.json` has the settings.
+flowspec {facts["flowspec"]}, torch {facts["torch"]}. `training.json` has the settings.{_begin(facts)}{_changes(facts)}
 
 ## On held-out text
 
@@ -71,3 +72,24 @@ def _steps(facts: dict[str, Any], recipe: dict[str, Any]) -> str:
     if facts["kind"] == "causal-lm":
         return "one step"
     return f"{recipe['unroll']} draft steps over its own states"
+
+
+def _begin(facts: dict[str, Any]) -> str:
+    """With whose weights it began, and they in turn."""
+    text, begin = "", facts.get("begin")
+    while begin:
+        seen = f" ({begin['steps']:,} steps, {begin['tokens']:,} tokens)" if {"steps", "tokens"} <= set(begin) else ""
+        text += f"{', which had begun' if text else 'It began'} with the weights of {begin['draft']}{seen}"
+        begin = begin.get("begin")
+    return f"\n{text}." if text else ""
+
+
+def _changes(facts: dict[str, Any]) -> str:
+    """What a later run of the training did differently."""
+    stretches = facts.get("stretches", [])
+    lines = []
+    for before, after in pairwise(stretches):
+        names = [name for name in after if name != "from_step" and after[name] != before.get(name)]
+        changed = ", ".join(f"{name} {after[name]} (before: {before.get(name)})" for name in names)
+        lines.append(f"\nFrom step {after['from_step']:,} on with {changed}.")
+    return "".join(lines)

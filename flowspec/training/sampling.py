@@ -5,12 +5,9 @@ Plain batch decoding through transformers; it refuses to know pipelines and spec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-
-from flowspec.training.windows import TokenFile
 
 
 @torch.no_grad()
@@ -29,23 +26,6 @@ def complete(model: Any, prompts: torch.Tensor, count: int, temperature: float, 
         **how,
     )
     return rows[:, prompts.size(1) :]
-
-
-def sampled_files(
-    model: Any,
-    prompts: torch.Tensor,
-    count: int,
-    temperature: float,
-    batch: int,
-    done: Callable[[int], None] = lambda _: None,
-) -> list[TokenFile]:
-    """The prompts with completions, `batch` at a time, as files to train on; `done` hears how many there are."""
-    files: list[TokenFile] = []
-    for index, rows in enumerate(torch.split(prompts, batch)):
-        completed = torch.cat([rows, complete(model, rows, count, temperature, seed=index)], dim=1)
-        files += [TokenFile(row) for row in completed.int().cpu().numpy()]
-        done(len(files))
-    return files
 
 
 def repeated_share(tokens: list[int], size: int = 8) -> float:

@@ -21,14 +21,18 @@ from flowspec.cli.train import _Bar
 from flowspec.drafting.head_files import load_head
 from flowspec.errors import ConfigurationError, ModelError
 from flowspec.model.weights import Checkpoint
+from flowspec.training import own_text
 from flowspec.training.documents import Document
 from flowspec.training.draft import repeats, train_draft
 from flowspec.training.heads import frequent_tokens
 from flowspec.training.progress import Progress
 from flowspec.training.recipe import Recipe
+from flowspec.training.sampling import complete
+from flowspec.training.storage import load_checkpoint
 from flowspec.training.windows import TokenFile
 from flowspec.wire.messages import FINAL
 from tests.checkpoints import EOS_ID, write_checkpoint
+from tests.disks import no_file_over
 from tests.training.test_loop import Heard
 
 
@@ -198,6 +202,59 @@ def test_the_targets_own_text_is_written_once_and_trained_on(recipe: Recipe) -> 
     assert any("6 completions by the model itself, from" in said for said in again.said)
 
 
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The model writes two completions at a time; so many at a time it wrote."""
+    counts: list[int] = []
+
+    def counted(model: Any, prompts: torch.Tensor, *how: Any) -> torch.Tensor:
+        counts.append(len(prompts))
+        return complete(model, prompts, *how)
+
+    monkeypatch.setattr(own_text, "BATCH", 2)
+    monkeypatch.setattr(own_text, "complete", counted)
+    return counts
+
+
+def test_own_text_that_was_broken_off_goes_on_where_it_was(recipe: Recipe, sampled: list[int]) -> None:
+    class Impatient(Heard):
+        def say(self, text: str) -> None:
+            super().say(text)
+            if "4 of 7" in text:
+                raise KeyboardInterrupt
+
+    asked = replace(recipe, self_generate=7, prompt_length=8)
+    whole = replace(asked, out=recipe.out.with_name("whole"))
+    train_draft(whole, Heard())
+    sampled.clear()
+    with pytest.raises(KeyboardInterrupt):
+        train_draft(asked, Impatient())
+    train_draft(asked, Heard())
+    assert sampled == [2, 2, 2, 1]
+    one, other = (load_checkpoint(folder / "own-text.pt") for folder in (whole.out, recipe.out))
+    assert one is not None
+    assert other is not None
+    assert torch.equal(one["rows"], other["rows"])
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"suffixes": (".md",)}, {"temperature": 0.5}])
+def test_completions_of_other_prompts_are_not_taken(
+    recipe: Recipe, text: Path, sampled: list[int], changes: dict[str, Any]
+) -> None:
+    asked = replace(recipe, self_generate=4, prompt_length=8)
+    train_draft(asked, Heard())
+    (text / "other.md").write_text("the sun sleeps in the den and the dog is up " * 100)
+    with pytest.raises(ConfigurationError, match="completions of other text, or made with other settings"):
+        train_draft(replace(asked, **changes), Heard())
+    for file in set(recipe.out.iterdir()) - {recipe.out / "own-text.pt"}:
+        file.unlink()
+    sampled.clear()
+    heard = Heard()
+    train_draft(replace(asked, **changes), heard)
+    assert sampled == [2, 2]
+    assert any("they are replaced" in said for said in heard.said)
+
+
 def test_the_targets_own_text_is_repeated_until_it_is_the_share_that_was_asked_for() -> None:
     own = [TokenFile(np.zeros(50, dtype=np.int32))] * 2
     assert repeats(own, 900, 0.0) == repeats(own, 900, 0.1) == 1
@@ -212,6 +269,77 @@ def test_a_checkpoint_with_another_share_of_own_text_is_refused(recipe: Recipe) 
     assert facts_of(recipe)["sampled_tokens"] == 6 * 24
     with pytest.raises(ConfigurationError, match=r"own text's share 0.5, and now it is 0.2"):
         train_draft(replace(asked, own_share=0.2), Heard())
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"coupling": 2.0}, r"coupling 0.0, and now it is 2.0"),
+        ({"feature_weight": 0.5}, r"feature weight 0.1, and now it is 0.5"),
+        ({"decay": 0.5}, r"decay 0.8, and now it is 0.5"),
+        ({"begin": "itself"}, r"begin None, and now it is [0-9a-f]{16}"),
+    ],
+)
+def test_a_training_is_not_resumed_as_another_one(recipe: Recipe, changes: dict[str, Any], complaint: str) -> None:
+    train_draft(recipe, Heard())
+    if "begin" in changes:
+        changes = {"begin": recipe.out}
+    with pytest.raises(ConfigurationError, match=complaint):
+        train_draft(replace(recipe, **changes), Heard())
+
+
+def test_a_finished_training_is_left_as_it_was(recipe: Recipe) -> None:
+    first = train_draft(recipe, Heard())
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in recipe.out.iterdir()}
+    heard = Heard()
+    again = train_draft(replace(recipe, rate=0.1, batch=2, note="much better"), heard)
+    assert "already finished, at step 4: nothing was trained" in heard.said
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in recipe.out.iterdir()} == before
+    assert (again.finished, again.facts) == (True, first.facts)
+
+
+def test_a_finished_training_whose_export_failed_is_exported(recipe: Recipe, target: Path) -> None:
+    train_draft(recipe, Heard())
+    (recipe.out / "training.json").unlink()
+    (recipe.out / "model.safetensors").unlink()
+    train_draft(replace(recipe, rate=0.1), Heard())
+    load_head(recipe.out, Checkpoint(target))
+    assert facts_of(recipe)["recipe"]["rate"] == 1.0
+
+
+def test_what_a_later_run_did_differently_is_told(recipe: Recipe) -> None:
+    train_draft(recipe, Heard())
+    assert "stretches" not in facts_of(recipe)
+    train_draft(replace(recipe, steps=6, rate=0.5), Heard())
+    facts = facts_of(recipe)
+    assert facts["recipe"]["rate"] == 0.5
+    assert [(each["from_step"], each["rate"]) for each in facts["stretches"]] == [(0, 1.0), (4, 0.5)]
+    card = (recipe.out / "README.md").read_text()
+    assert "From step 4 on with steps 6 (before: 4), rate 0.5 (before: 1.0)." in card
+
+
+def test_a_draft_tells_with_whose_weights_it_began(recipe: Recipe, tmp_path: Path) -> None:
+    train_draft(recipe, Heard())
+    second = replace(recipe, begin=recipe.out, out=tmp_path / "second", steps=2)
+    train_draft(second, Heard())
+    third = replace(recipe, begin=second.out, out=tmp_path / "third")
+    train_draft(third, Heard())
+    first = {"draft": str(recipe.out), "steps": 4, "tokens": facts_of(recipe)["tokens"]}
+    assert facts_of(second)["begin"] == first
+    begin = facts_of(third)["begin"]
+    assert begin == {"draft": str(second.out), "steps": 2, "tokens": facts_of(second)["tokens"], "begin": first}
+    card = (third.out / "README.md").read_text()
+    assert f"It began with the weights of {second.out} (2 steps, {begin['tokens']} tokens), which had begun" in card
+    assert "began" not in (recipe.out / "README.md").read_text()
+
+
+def test_a_beginning_that_tells_nothing_of_itself_is_named_all_the_same(recipe: Recipe, tmp_path: Path) -> None:
+    train_draft(recipe, Heard())
+    (recipe.out / "training.json").write_text('{"steps": "many", "begin": {"draft": 7}}')
+    second = replace(recipe, begin=recipe.out, out=tmp_path / "second")
+    train_draft(second, Heard())
+    assert facts_of(second)["begin"] == {"draft": str(recipe.out)}
+    assert f"It began with the weights of {recipe.out}." in (second.out / "README.md").read_text()
 
 
 def test_the_other_texts_of_a_checkpoint_are_noticed(recipe: Recipe) -> None:
@@ -242,6 +370,13 @@ def test_a_checkpoint_of_the_same_model_with_other_weights_is_refused(recipe: Re
         ({"own_share": 1.0}, "--own-share is 1, and must be less than 1"),
         ({"own_share": -0.1}, "--own-share is -0.1"),
         ({"cooldown": 1.5}, "--cooldown is 1.5, and must be 1 or less"),
+        ({"own_share": float("nan")}, "--own-share is nan, and must be a finite number"),
+        ({"rate": float("nan")}, "--rate is nan"),
+        ({"rate": float("inf")}, "--rate is inf"),
+        ({"seed": -1}, "--seed is -1, and must be 0 or more"),
+        ({"seed": 10**22}, r"--seed is 1000\d+, and must be less than 2\*\*63"),
+        ({"device": "meta"}, "the device 'meta' cannot be used"),
+        ({"device": "hpu"}, "the device 'hpu' cannot be used"),
         ({"unroll": 40}, "too short for --unroll"),
         ({"taps": (1, 2)}, "reads one hidden state"),
         ({"taps": (9,)}, "the input of layer 9"),
@@ -271,8 +406,37 @@ def test_a_folder_that_holds_something_else_is_left_alone(recipe: Recipe) -> Non
 def test_a_finished_draft_without_its_checkpoint_is_not_overwritten(recipe: Recipe) -> None:
     train_draft(recipe, Heard())
     (recipe.out / "training.pt").unlink()
-    with pytest.raises(ConfigurationError, match="holds a finished draft"):
+    with pytest.raises(ConfigurationError, match=r"holds a draft, and no training\.pt"):
         train_draft(recipe, Heard())
+
+
+def test_the_folder_of_a_training_that_was_killed_while_it_stored_something_is_taken(recipe: Recipe) -> None:
+    (recipe.out / "draft.part").mkdir(parents=True)
+    for name in ("training.part", "own-text.part"):
+        (recipe.out / name).write_text("half")
+    recipe.check()
+
+
+@pytest.mark.parametrize("out", ["/proc/draft", "{}/file/draft", "{}/new/" + "long" * 100])
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_loaded(
+    recipe: Recipe, tmp_path: Path, out: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        train_draft(replace(recipe, out=Path(out.format(tmp_path)), model="no model at all"), Heard())
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_draft_is_exported_although_its_last_checkpoint_finds_no_room(recipe: Recipe, target: Path) -> None:
+    small = replace(recipe, kind="eagle3", draft_vocab=40, checkpoint_seconds=-1.0)
+    with no_file_over(60_000):
+        outcome = train_draft(small, Heard())
+    assert outcome.finished
+    assert outcome.unsaved is not None
+    assert "File too large" in outcome.unsaved
+    assert not (recipe.out / "training.pt").exists()
+    load_head(recipe.out, Checkpoint(target))
+    assert facts_of(recipe)["finished"]
 
 
 def test_a_model_without_a_tokenizer_is_refused(recipe: Recipe, tmp_path: Path) -> None:
@@ -354,3 +518,34 @@ def test_ctrl_c_stores_the_draft_and_tells_how_to_go_on(
     assert facts_of(recipe)["steps"] == 2
     assert not facts_of(recipe)["finished"]
     assert (recipe.out / "training.pt").is_file()
+
+
+def test_ctrl_c_while_the_model_writes_keeps_what_it_wrote_and_tells_how_to_go_on(
+    command: list[str], recipe: Recipe, sampled: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from flowspec.training.progress import Lines
+
+    class Interrupting(Lines):
+        def say(self, text: str) -> None:
+            if "4 of 9" in text:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lines, "say", Interrupting.say)
+        assert run([*command, "--steps", "2", "--self-generate", "9"]) == 130
+    told = capfd.readouterr().err
+    assert f"interrupted; {recipe.out} keeps own-text.pt. To go on:\n  flowspec " in told
+    sampled.clear()
+    assert run([*command, "--steps", "2", "--self-generate", "9"]) == 0
+    assert sampled == [2, 2, 1]
+
+
+def test_a_checkpoint_that_found_no_room_is_told_at_the_end(
+    command: list[str], recipe: Recipe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with no_file_over(60_000):
+        assert run([*command, "--steps", "2"]) == 0
+    told = capfd.readouterr().out
+    assert f"the draft is in {recipe.out}" in told
+    assert "it cannot be trained on from its end: " in told
+    assert "File too large" in told
