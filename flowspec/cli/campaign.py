@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flowspec.cli.many import counts, numbers, separate
+from flowspec.cli.requests import read_address
 from flowspec.errors import ConfigurationError
 from flowspec.synthetic.guesses import PAPER_TOKENS_PER_ROUND
 
@@ -158,7 +159,7 @@ def _pipes(
             raise ConfigurationError(
                 f"{', '.join(wrong)} cannot be given with --connect", hint="a running pipeline is what it is"
             )
-        pipe, drafter = run(running_pipe(connect if "://" in connect else f"tcp://{connect}"))
+        pipe, drafter = run(running_pipe(read_address(connect)))
         return (pipe,), (drafter,)
     model, slow_stage = model or DEMO_MODEL, 1.0 if slow_stage is None else slow_stage
     if tokens_per_round is not None and model != SYNTHETIC_MODEL:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flowspec.cli.requests import check_counts, check_drafter, check_policy, options_of, policy_options, read_prompt
+from flowspec.cli.requests import (
+    check_counts,
+    check_drafter,
+    check_policy,
+    options_of,
+    policy_options,
+    read_address,
+    read_prompt,
+)
 from flowspec.cli.traces import check_trace, write_trace
 from flowspec.errors import ConfigurationError, PipelineError
 from flowspec.program import debugging
@@ -126,7 +134,6 @@ def generate(
         file = _local_topology(model, stages, drafter, draft, dtype, profile)
     if connect_timeout is None:
         connect_timeout = (file.timeouts if file is not None else Timeouts()).connect
-    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = run(
         _generate(
             Call(
@@ -166,9 +173,7 @@ def _target(
             hint="the nodes of a running pipeline were told by their topology file",
         )
     if connect is not None:
-        if "://" not in connect:
-            connect = f"tcp://{connect}"
-        return connect, None
+        return read_address(connect), None
     from flowspec.topology import Topology
 
     assert file is not None

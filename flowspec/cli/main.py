@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import sys
 from typing import Annotated, Any
@@ -87,4 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         given.remove("--debug")
         # The environment carries it to the nodes that a command starts.
         os.environ[DEBUG] = "1"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # What a terminal's encoding lacks shows as "?"; it is no reason to end.
+            stream.reconfigure(errors="replace")
     run_program(lambda: app(args=given, prog_name="flowspec"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import sys
 from typing import Any, get_args
 
 from flowspec.errors import ConfigurationError, RequestError
 from flowspec.wire.parameters import SamplingParameters
+
+ADDRESS = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>\d{1,6})")
 
 MOST_TOKENS = 2**31
 """More than any pipeline's limit, which is asked there."""
@@ -68,12 +72,32 @@ def read_prompt(prompt: str | None) -> str:
     """The prompt of the option, or of standard input for "-" and for none at all."""
     if prompt is not None and prompt != "-":
         return check_text(prompt, "--prompt")
+    nothing = ConfigurationError("there is no prompt", hint="give --prompt TEXT, or write it to standard input")
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
-        raise ConfigurationError("there is no prompt", hint="give --prompt TEXT, or write it to standard input")
+        raise nothing
     try:
-        return check_text(sys.stdin.read(), "standard input")
+        text = check_text(sys.stdin.read(), "standard input")
     except UnicodeDecodeError:
         raise _not_text("standard input") from None
+    if prompt is None and not text:
+        raise nothing
+    return text
+
+
+def read_address(text: str) -> str:
+    """The address of a running pipeline, which may be written without `tcp://`; raises when it can be none."""
+    address = text if "://" in text else f"tcp://{text}"
+    found = ADDRESS.fullmatch(address)
+    if found is None or not 0 < int(found["port"]) < 2**16:
+        raise ConfigurationError(
+            f"{text} is no address of a pipeline", hint="an address reads tcp://HOST:PORT, for example 10.0.0.1:5700"
+        )
+    host = found["host"].strip("[]")
+    try:
+        socket.getaddrinfo(host, None)
+    except (OSError, UnicodeError) as error:
+        raise ConfigurationError(f"the host {host} is not known here: {error}") from None
+    return address
 
 
 def check_text(text: str, origin: str) -> str:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from flowspec.cli.requests import check_counts, read_address
+from flowspec.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.text import Text
 
     from flowspec.wire.messages import NodeStatus, Status
+
+TOPOLOGY_SUFFIXES = (".yaml", ".yml")
 
 INTERVAL = 1.0
 """Seconds between two looks with --watch."""
@@ -33,7 +39,6 @@ def status(
     connect_timeout: Annotated[float, typer.Option(help="Seconds to wait for an answer.")] = 10.0,
 ) -> None:
     """Show nodes, layers, sessions, queues and rates of a running pipeline."""
-    from flowspec.cli.requests import check_counts
     from flowspec.runtime.loop import run
 
     check_counts(connect_timeout=connect_timeout)
@@ -44,7 +49,9 @@ def status(
 def target(place: str, key: Path | None) -> tuple[str, Path | None]:
     """Address and client key of a running pipeline, of which `place` is the address or the topology file."""
     if not Path(place).is_file():
-        return (place if "://" in place else f"tcp://{place}"), key
+        if "://" not in place and (os.sep in place or Path(place).suffix in TOPOLOGY_SUFFIXES):
+            raise ConfigurationError(f"there is no file {place}", hint="give a topology file, or tcp://HOST:PORT")
+        return read_address(place), key
     from flowspec.topology import Topology
     from flowspec.transport.access import find_client_key
 
@@ -92,9 +99,11 @@ def picture(found: Status, before: Status | None = None) -> Group:
     rate = (found.tokens - (before.tokens if before else 0)) / since if since > 0 else 0.0
     head = [
         f"{state}, up {_duration(found.uptime)}: {found.model}, policy {found.policy}, drafter {found.drafter}",
-        f"{found.sessions} sessions, {found.waiting} waiting, {found.in_flight} segments in flight, "
+        f"{_counted(found.sessions, 'session')}, {found.waiting} waiting, "
+        f"{_counted(found.in_flight, 'segment')} in flight, "
         f"{rate:.1f} tokens/s{'' if before else ' on average'}",
-        f"{found.tokens} tokens, {found.finished} requests finished, {found.failed} failed, {found.refused} refused",
+        f"{found.tokens} tokens; requests: {found.finished} finished, {found.failed} refused or broken off; "
+        f"messages refused: {found.refused}",
     ]
     nodes = Table(box=box.SIMPLE, pad_edge=False)
     for name in ("stage", "state", "layers"):
@@ -114,6 +123,10 @@ def picture(found: Status, before: Status | None = None) -> Group:
         counts = (str(live.prompt), str(live.tokens), f"{live.seconds:.1f}", f"{speed:.1f}")
         sessions.add_row(*map(_plain, (live.session, live.policy, *counts)))
     return Group(*map(_plain, head), nodes, *([sessions] if found.live else []))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _plain(text: str) -> Text:

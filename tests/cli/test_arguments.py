@@ -146,6 +146,33 @@ def test_no_prompt_on_a_terminal_is_an_error(
     assert "--prompt" in err
 
 
+def test_nothing_on_standard_input_is_no_prompt(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    code, _, err = run_main(capsys, "generate", "--connect", "127.0.0.1:1")
+    assert code == 2
+    assert "there is no prompt" in err
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("missing.yaml", "there is no file missing.yaml"),
+        ("dir/missing", "there is no file dir/missing"),
+        ("127.0.0.1:99999", "is no address of a pipeline"),
+        ("tcp://127.0.0.1", "is no address of a pipeline"),
+        ("http://127.0.0.1:80", "is no address of a pipeline"),
+        ("tcp://no.such.host.invalid:5700", "the host no.such.host.invalid is not known here"),
+    ],
+)
+def test_a_place_where_no_pipeline_can_be_is_told_at_once(
+    capsys: pytest.CaptureFixture[str], place: str, told: str
+) -> None:
+    code, _, err = run_main(capsys, "status", place)
+    assert (code, told in err) == (2, True), err
+
+
 def test_a_pipeline_that_never_answers_is_named_with_its_deadline(capsys: pytest.CaptureFixture[str]) -> None:
     address = Topology.local(stages=1).client_address
     code, out, err = run_main(capsys, "generate", "--prompt", "x", "--connect", address, "--connect-timeout", "0.05")

@@ -77,7 +77,8 @@ async def test_status_counts_requests_and_tokens_and_fits_80_columns(running: tu
     shown = console.export_text()
     assert max(map(len, shown.splitlines())) <= 80
     assert "stage-2" in shown
-    assert "1 requests finished, 1 failed" in shown
+    assert "40 tokens; requests: 1 finished, 1 refused or broken off; messages refused: 0" in shown
+    assert "1 session, 0 waiting" in shown
 
 
 def test_the_status_shows_names_as_they_are_and_steers_no_terminal() -> None:
