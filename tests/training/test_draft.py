@@ -534,7 +534,7 @@ def test_ctrl_c_while_the_model_writes_keeps_what_it_wrote_and_tells_how_to_go_o
         patch.setattr(Lines, "say", Interrupting.say)
         assert run([*command, "--steps", "2", "--self-generate", "9"]) == 130
     told = capfd.readouterr().err
-    assert f"interrupted; {recipe.out} keeps own-text.pt. To go on:\n  flowspec " in told
+    assert f"interrupted; {recipe.out} keeps own-text.pt. To go on:\n  flowspec" in told
     sampled.clear()
     assert run([*command, "--steps", "2", "--self-generate", "9"]) == 0
     assert sampled == [2, 2, 1]
