@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from flowspec.errors import ModelError
 from flowspec.topology.topology import SYNTHETIC_MODEL
@@ -41,6 +42,20 @@ def resolve_model(name: str) -> Path:
     return download(name, "config.json", small_files=True)
 
 
+def fetch_header(repository: str, file: str, revision: str) -> dict[str, Any]:
+    """The header of a safetensors file, as it stands in the file, and no more. ModelError when it cannot be had."""
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.HfApi().parse_safetensors_file_metadata(repository, file, revision=revision)
+    except Exception as error:
+        raise _unfetched(file, repository, error) from error
+    return {
+        name: {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": list(tensor.data_offsets)}
+        for name, tensor in found.tensors.items()
+    }
+
+
 def download(repository: str, file: str, *, revision: str | None = None, small_files: bool = False) -> Path:
     """Fetch one file, or all small ones, from the hub; returns the snapshot's directory. ModelError when it cannot."""
     import huggingface_hub
@@ -51,8 +66,12 @@ def download(repository: str, file: str, *, revision: str | None = None, small_f
             return Path(huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=patterns))
         return Path(huggingface_hub.hf_hub_download(repository, file, revision=revision)).parent
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{file} of {repository} is neither here nor can it be fetched: {reason}",
-            hint="check the name and the network, or copy the model here and give its directory",
-        ) from error
+        raise _unfetched(file, repository, error) from error
+
+
+def _unfetched(file: str, repository: str, error: Exception) -> ModelError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        f"{file} of {repository} is neither here nor can it be fetched: {reason}",
+        hint="check the name and the network, or copy the model here and give its directory",
+    )

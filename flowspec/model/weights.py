@@ -6,17 +6,20 @@ of sessions, and never runs code that comes with a checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from flowspec.errors import ModelError
+from flowspec.errors import ConfigurationError, ModelError
 from flowspec.model import hub, layout, rotary
 from flowspec.model.hub import resolve_model
+from flowspec.output import OutputFile
 
 __all__ = ["Checkpoint", "StoredTensor", "read_header", "resolve_model"]
 
@@ -24,6 +27,8 @@ SUPPORTED: Final = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "
 """`model_type` of the architectures whose split into stages is tested against the whole model."""
 
 MAX_HEADER_BYTES: Final = 100_000_000
+HEADER_SUFFIX: Final = "header.json"
+"""Of the name under which the header of a file that is not here lies in the folder."""
 
 EMBEDDING: Final = "model.embed_tokens.weight"
 NORM: Final = "model.norm."
@@ -282,9 +287,26 @@ class Checkpoint:
                     f"{self.path} has neither model.safetensors nor model.safetensors.index.json",
                     hint="the checkpoint is incomplete; fetch it again",
                 )
-            hub.download(origin[0], "model.safetensors", revision=origin[1])
-        self._headers["model.safetensors"] = read_header(single)
+            self._headers["model.safetensors"] = self._fetched_header(*origin)
+        else:
+            self._headers["model.safetensors"] = read_header(single)
         return dict.fromkeys(self._headers["model.safetensors"], "model.safetensors")
+
+    def _fetched_header(self, repository: str, revision: str) -> dict[str, StoredTensor]:
+        """Of the one file of a hub model, which only those need who hold layers. Kept, for starts without a network."""
+        kept = self.path / f"model.safetensors.{HEADER_SUFFIX}"
+        if not kept.is_file():
+            entries = hub.fetch_header(repository, "model.safetensors", revision)
+            with (
+                contextlib.suppress(ConfigurationError),  # a cache that may only be read
+                OutputFile(kept, "the header of the weights").replaced() as stream,
+            ):
+                json.dump(entries, stream)
+            return _tensors(entries, "model.safetensors")
+        try:
+            return _tensors(json.loads(kept.read_text(encoding="utf-8")), "model.safetensors")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"{kept} cannot be read: {error}", hint="remove it; it is fetched again") from error
 
     def _total_bytes(self) -> int:
         if "model.safetensors" in self._headers:
@@ -317,14 +339,19 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             if length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError("the header is longer than the file")
             entries = json.loads(stream.read(length))
-        tensors = {}
-        for name, entry in entries.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            if not 0 <= start <= end <= size - 8 - length:
-                raise ValueError(f"tensor {name} ends after the end of the file")
-            tensors[name] = StoredTensor(name, file.name, entry["dtype"], tuple(entry["shape"]), end - start)
+        return _tensors(entries, file.name, size - 8 - length)
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise ModelError(f"{file} cannot be read: {error}", hint=damaged) from error
+
+
+def _tensors(entries: dict[str, Any], file: str, room: float = math.inf) -> dict[str, StoredTensor]:
+    """What a header says, of a file with `room` bytes behind it; raises what odd values raise."""
+    tensors = {}
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        start, end = entry["data_offsets"]
+        if not 0 <= start <= end <= room:
+            raise ValueError(f"tensor {name} ends after the end of the file")
+        tensors[name] = StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), end - start)
     return tensors

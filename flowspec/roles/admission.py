@@ -9,13 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from flowspec.errors import LimitExceeded, RequestError, VersionMismatch
+from pydantic import ValidationError
+
+from flowspec.errors import LimitExceeded, ModelError, RequestError, VersionMismatch
 from flowspec.model.sampling import draw_seed
 from flowspec.model.target import Target, tokenizer_of
 from flowspec.model.text import encode_prompt
 from flowspec.roles.request import Admitted
 from flowspec.schedule.options import PolicyOptions, read_options, written_options
 from flowspec.topology import Topology
+from flowspec.topology.sections import SamplingDefaults
 from flowspec.wire.messages import PROTOCOL_VERSION, Generate
 from flowspec.wire.parameters import SamplingParameters
 
@@ -73,10 +76,18 @@ class Admission:
 
     def read(self, asked: Generate) -> tuple[int, ...]:
         """The tokens of the prompt of a request that passed `check`. May take long, and may run on any thread."""
-        if asked.prompt is not None:
-            return encode_prompt(self.tokenizer, asked.prompt, asked.chat)
-        prompt = asked.prompt_token_ids or ()
-        self._check_vocabulary(prompt, "prompt")
+        if asked.prompt is None:
+            prompt = asked.prompt_token_ids or ()
+            self._check_vocabulary(prompt, "prompt")
+            return prompt
+        prompt = encode_prompt(self.tokenizer, asked.prompt, asked.chat)
+        wrong = next((token for token in prompt if token >= self._vocab_size), None)
+        if wrong is not None:
+            raise RequestError(
+                f"the prompt holds {self.tokenizer.decode([wrong])!r}, which the tokenizer knows as {wrong}, and the "
+                f"model, whose vocabulary has {self._vocab_size} tokens, does not",
+                hint="leave it out; or the tokenizer is of another model",
+            )
         return prompt
 
     def admit(self, asked: Generate, peer: bytes, prompt: tuple[int, ...]) -> Admitted:
@@ -172,12 +183,32 @@ class Admission:
 
 
 def _defaults(topology: Topology, model: Path | None) -> dict[str, Any]:
-    """Sampling values of the topology, or those of the model's generation config where the topology asks for it."""
-    defaults = {key: getattr(topology.sampling, key) for key in SAMPLING_KEYS}
+    """Sampling values of the topology; for what it does not set, the model's own where it asks for them."""
+    section = topology.sampling
+    defaults = {key: getattr(section, key) for key in SAMPLING_KEYS}
     file = model / "generation_config.json" if model is not None else None
-    if topology.sampling.generation_config and file is not None and file.exists():
-        published = json.loads(file.read_text())
-        if not published.get("do_sample", False):
-            published = {**published, "temperature": 0.0}
-        defaults.update({key: published[key] for key in SAMPLING_KEYS if published.get(key) is not None})
+    if section.generation_config and file is not None and file.exists():
+        published = _published(file)
+        defaults |= {key: value for key, value in published.items() if key not in section.model_fields_set}
     return defaults
+
+
+def _published(file: Path) -> dict[str, Any]:
+    """What a generation config says about sampling, in the ranges that a topology has for it; else a `ModelError`."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not content.get("do_sample", False):
+            content = {**content, "temperature": 0.0}
+        found = {key: content[key] for key in SAMPLING_KEYS if content.get(key) is not None}
+        checked = SamplingDefaults.model_validate(found)
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first_wrong(error)
+        raise ModelError(
+            f"{file}: {reason}", hint="mend it, or leave out `generation_config` in the topology's section `sampling`"
+        ) from error
+    return {key: getattr(checked, key) for key in found}
+
+
+def _first_wrong(error: ValidationError) -> str:
+    found = error.errors()[0]
+    return f"{found['loc'][0]} cannot be {found['input']!r}: {found['msg']}"

@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 import safetensors
 import torch
+from huggingface_hub.utils import SafetensorsFileMetadata, TensorInfo
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -376,3 +377,47 @@ def test_of_a_hub_model_a_stage_fetches_only_the_files_that_it_needs(
     assert fetched == []
     LayerBlock.load(snapshot, 4, 5)
     assert tuple(fetched) == Checkpoint(source).needed_files(4, 5)
+
+
+def test_of_a_hub_model_in_one_file_only_who_holds_layers_fetches_it(
+    checkpoint: WriteCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint()
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in source.glob("*.json"):
+        shutil.copy(file, snapshot)
+    asked: list[str] = []
+
+    def parse(_: object, repository: str, file: str, *, revision: str) -> SafetensorsFileMetadata:
+        asked.append(f"header of {repository}/{file} {revision}")
+        tensors = {
+            name: TensorInfo(stored.dtype, list(stored.shape), (0, stored.size))
+            for name, stored in read_header(source / file).items()
+        }
+        return SafetensorsFileMetadata({}, tensors)
+
+    def download(repository: str, file: str, *, revision: str) -> str:
+        asked.append(file)
+        return str(shutil.copy(source / file, snapshot))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "parse_safetensors_file_metadata", parse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    for _ in range(2):
+        found = Checkpoint(snapshot)
+        assert found.fingerprint() == Checkpoint(source).fingerprint()
+        assert layout.block_bytes(found, 0, 1, "float64") == layout.block_bytes(Checkpoint(source), 0, 1, "float64")
+    assert asked == ["header of org/name/model.safetensors abc"], "kept for the next start, which may have no network"
+    LayerBlock.load(snapshot, 0, 1)
+    assert asked[1:] == ["model.safetensors"]
+    assert Checkpoint(snapshot).fingerprint() == Checkpoint(source).fingerprint()
+
+
+def test_a_kept_header_that_is_damaged_is_named(checkpoint: WriteCheckpoint, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    for file in checkpoint().glob("*.json"):
+        shutil.copy(file, snapshot)
+    (snapshot / "model.safetensors.header.json").write_text('{"model.embed_tokens.weight": 1}')
+    with pytest.raises(ModelError, match=r"header\.json cannot be read"):
+        Checkpoint(snapshot)
