@@ -185,16 +185,19 @@ class TreeCache(RowTree):
         if batch is None:
             raise InvariantViolation("a layer stored keys and values outside a batch")
         index = layer_index - self.shape.first_layer
+        buffer, held, window = self._buffers[index], self._firsts[index], self._windows[index]
+        # In as few operations as can be: a layer of a small model takes no longer than twenty of them.
+        start, end = batch.start - held, batch.end - held
         if self._targets is None:
-            stored = self._rows(index, batch.start, batch.end)
-            stored[0], stored[1] = keys[0], values[0]
+            buffer[0, :, start:end] = keys[0]
+            buffer[1, :, start:end] = values[0]
         else:
-            buffer, targets = self._buffers[index], self._targets - self._firsts[index]
+            targets = self._targets - held
             self._overwrite(buffer, 2, targets[: len(batch.revised)])
             buffer[0].index_copy_(1, targets, keys[0])
             buffer[1].index_copy_(1, targets, values[0])
-        seen = self._rows(index, self.first_row(self._windows[index]), batch.end)
-        return seen[0:1], seen[1:2]
+        seen = 0 if window is None else self.first_row(window) - held
+        return buffer[0:1, :, seen:end], buffer[1:2, :, seen:end]
 
     def get_seq_length(self, layer_index: int = 0) -> int:
         """Rows before the open batch."""
