@@ -13,7 +13,7 @@ def find_device(named: str, node: str | None = None) -> str:
     if named == "auto":
         return there[0]
     kind, _, index = named.partition(":")
-    if f"{kind}:{int(index)}" in there if index else kind in there:
+    if named in there or (index.isdigit() and f"{kind}:{int(index)}" in there):
         return named
     others = ", ".join(there)
     cpu_only = kind == "cuda" and not torch.backends.cuda.is_built()

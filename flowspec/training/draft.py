@@ -19,6 +19,7 @@ import torch
 from flowspec.drafting.head_config import HeadConfig
 from flowspec.drafting.head_files import StoredHead, config_for
 from flowspec.errors import ConfigurationError
+from flowspec.model.device import find_device
 from flowspec.model.text import load_tokenizer
 from flowspec.model.weights import Checkpoint, resolve_model
 from flowspec.training import evaluation
@@ -90,7 +91,7 @@ def train_draft(
 class _Training:
     def __init__(self, recipe: Recipe, reporter: Reporter, documents: Iterable[Document] | None) -> None:
         self.recipe, self.reporter = recipe, reporter
-        self.device = _device(recipe.device)
+        self.device = torch.device(find_device(recipe.device))
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self.checkpoint = Checkpoint(resolve_model(recipe.model))
         self.given = self._given()
@@ -369,14 +370,3 @@ def repeats(own: list[TokenFile], text_tokens: int, share: float) -> int:
     """How often the target's own text has to come beside `text_tokens` tokens of other text to be that share of all."""
     tokens = sum(len(file.tokens) for file in own)
     return max(1, round(share / (1 - share) * text_tokens / tokens)) if tokens else 1
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # there is one that holds nothing
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise ConfigurationError(
-            f"the device {name!r} cannot be used: {str(error).splitlines()[0]}", hint="cpu, cuda or cuda:1, for example"
-        ) from error
-    return device

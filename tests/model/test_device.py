@@ -39,6 +39,8 @@ def test_what_is_named_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
         ):
             find_device(named, "stage-1")
     pretend(monkeypatch, 0)
+    with pytest.raises(ModelError, match="there is no device cuda:x here"):
+        find_device("cuda:x")
     with pytest.raises(ModelError, match=r"(?s)there is no device cuda here.*may be cpu on this machine, or auto"):
         find_device("cuda")
 
