@@ -81,13 +81,14 @@ class Handshake:
         """A stage said hello. Returns its peer when this replaces a former incarnation, i.e. its caches are gone.
 
         A restarted stage and a second one of the same name look alike at first. The newcomer, which goes on saying
-        hello, gets the place when the former one has been silent for `patience` seconds; if that is heard, it is alive
-        and keeps the place, and the newcomer is refused.
+        hello, gets the place when the former one has been silent for `patience` seconds; if that is heard then, it is
+        alive and keeps the place, and the newcomer is refused. What is heard sooner may have been said long before, and
+        have waited here: messages of different nodes are not in order.
         """
         peer = self.peers.get(message.node)
         if self._reserved.get(message.node, message.incarnation) != message.incarnation:
             return None
-        reason = self._objection(message)
+        reason = self._objection(message, patience)
         if reason is not None:
             self.refused[message.incarnation] = reason
             _keep_newest(self.refused)
@@ -153,6 +154,8 @@ class Handshake:
         """For so long nobody could have been heard here."""
         for peer in self.peers.values():
             peer.last_heard += seconds
+            # Who was heard before a newcomer came was so still.
+            peer.challengers = {incarnation: since + seconds for incarnation, since in peer.challengers.items()}
 
     def lose(self, peer: Peer) -> None:
         """Its caches are gone. When it was the tail, nobody is known to hear the next one's verdicts."""
@@ -207,7 +210,7 @@ class Handshake:
             return None
         return peer
 
-    def _objection(self, hello: Hello) -> str | None:
+    def _objection(self, hello: Hello, patience: float) -> str | None:
         """Why this node cannot take part, naming both sides; None when it fits."""
         pair = f"{hello.node} and {self._coordinator}"
         if hello.protocol != PROTOCOL_VERSION:
@@ -220,8 +223,9 @@ class Handshake:
         if hello.tokenizer != self.tokenizer:
             return f"{pair} hold different tokenizers: {hello.tokenizer[:12]} and {self.tokenizer[:12]}"
         challenged = peer.challengers.get(hello.incarnation)
-        if peer.hello is not None and not peer.lost and challenged is not None and peer.last_heard > challenged:
-            place = "on the same machine" if peer.hello.host == hello.host else "on another machine"
+        there = peer.hello if not peer.lost else None
+        if there is not None and challenged is not None and peer.last_heard - challenged > patience / 2:
+            place = "on the same machine" if there.host == hello.host else "on another machine"
             return f"a second node named {hello.node}: one is alive already, {place}"
         return self._layer_objection(hello)
 

@@ -43,10 +43,29 @@ def test_a_second_stage_of_the_same_name_is_refused_and_the_first_keeps_its_plac
     handshake: Handshake, host: str, place: str
 ) -> None:
     assert handshake.hello(hello("second", host=host), 5.0, PATIENCE) is None
-    handshake.heartbeat(heartbeat("first"), 5.2)
-    assert handshake.hello(hello("second", host=host), 5.4, PATIENCE) is None
+    handshake.heartbeat(heartbeat("first"), 5.0 + PATIENCE)
+    assert handshake.hello(hello("second", host=host), 5.1 + PATIENCE, PATIENCE) is None
     assert handshake.refused == {"second": f"a second node named stage-1: one is alive already, {place}"}
     assert handshake.welcomed == ("first",)
+
+
+def test_what_the_former_stage_had_said_before_it_ended_does_not_refuse_the_next(handshake: Handshake) -> None:
+    """It waited in another queue than the newcomer's hello."""
+    assert handshake.hello(hello("again"), 5.0, PATIENCE) is None
+    handshake.heartbeat(heartbeat("first"), 5.001)
+    assert handshake.hello(hello("again"), 5.0 + PATIENCE, PATIENCE) is None
+    assert handshake.hello(hello("again"), 5.001 + PATIENCE, PATIENCE) is not None
+    assert handshake.welcomed == ("again",)
+
+
+def test_a_pause_of_the_coordinator_does_not_make_a_former_stage_alive(handshake: Handshake) -> None:
+    handshake.heartbeat(heartbeat("first"), 4.9)
+    assert handshake.hello(hello("again"), 5.0, PATIENCE) is None
+    handshake.excuse(3.0)
+    assert handshake.hello(hello("again"), 8.1, PATIENCE) is None
+    assert not handshake.refused
+    assert handshake.hello(hello("again"), 8.0 + PATIENCE, PATIENCE) is not None
+    assert handshake.welcomed == ("again",)
 
 
 def test_a_stage_that_was_lost_is_replaced_at_once(handshake: Handshake) -> None:
