@@ -85,17 +85,15 @@ def _print_plan(topology: Topology, name: str) -> None:
     ports = f"port {node.port}" if node.ports == 1 else f"ports {node.port}-{node.port + node.ports - 1}"
     lines = [f"{name}: {node.role} node on {node.host}, {ports}, device {node.device}, {node.dtype}"]
     if node.model == SYNTHETIC_MODEL:
+        context = None
         lines.append("  model    synthetic: no weights, no cache; it takes emulated time alone")
-        lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, None)]
-        typer.echo("\n".join(lines))
-        return
-    check_model(node.model)
-    find_device(node.device, name)
-    checkpoint = Checkpoint(resolve_model(node.model), topology.limits.context)
-    lines += (
-        _held_by_drafter(topology, checkpoint) if node.role == "draft" else _held_by_stage(topology, name, checkpoint)
-    )
-    lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, checkpoint.context_limit)]
+    else:
+        check_model(node.model)
+        find_device(node.device, name)
+        checkpoint = Checkpoint(resolve_model(node.model), topology.limits.context)
+        context, drafts = checkpoint.context_limit, node.role == "draft"
+        lines += _held_by_drafter(topology, checkpoint) if drafts else _held_by_stage(topology, name, checkpoint)
+    lines += [f"  note     {each.key}: {each.found}" for each in remarks_on(topology, context)]
     typer.echo("\n".join(lines))
 
 
@@ -121,16 +119,15 @@ def _held_by_stage(topology: Topology, name: str, checkpoint: Checkpoint) -> lis
 
 def _held_by_drafter(topology: Topology, checkpoint: Checkpoint) -> list[str]:
     """The drafter's own copies of embedding and head are counted: it shares nothing with a stage."""
-    from flowspec.cli.render import size
+    from flowspec.cli.render import counted, size
     from flowspec.drafting.plan import plan_drafter
 
     plan = plan_drafter(topology, checkpoint)
     if not plan.weights:
         return [f"  drafter  {plan.kind}, no weights"]
-    layers = "1 layer" if plan.layers == 1 else f"{plan.layers} layers"
     copied = f"; {size(plan.copied)} are the model's own" if plan.copied else ""
     lines = [
-        f"  drafter  {plan.kind}, {layers}",
+        f"  drafter  {plan.kind}, {counted(plan.layers, 'layer')}",
         f"  weights  {size(plan.weights)}, of which embedding, norm and head {size(plan.vocabulary)}{copied}",
         f"  cache    {size(plan.row)} a row",
     ]

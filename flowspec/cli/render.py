@@ -87,6 +87,11 @@ def _interruptions(stats: GenerationStats) -> str:
     return f"\ninterrupted {times}, breaks included{counted}"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things for people, e.g. "1 stage", "2 stages"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def size(count: int) -> str:
     """Bytes for people, e.g. "8.4 MB"."""
     amount = float(count)

@@ -337,14 +337,15 @@ def _swept(
 
 def _title(topology: Path | None, profile: str | None, stages: int, key: str) -> str:
     """The pipe in words; how long it is only where that is not swept."""
+    from flowspec.cli.render import counted
     from flowspec.topology.profiles import load_profile
 
     if topology is None:
         title = load_profile(profile or PROFILE).name
     else:
         title = str(topology) + ("" if profile is None else f" with {load_profile(profile).name}")
-    counted = f"{stages} stages" if stages > 1 else "1 stage"
-    length = {"stages": "", "split": f", the model of {counted}"}.get(key, f", {counted}")
+    held = counted(stages, "stage")
+    length = {"stages": "", "split": f", the model of {held}"}.get(key, f", {held}")
     return title + length
 
 

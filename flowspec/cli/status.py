@@ -94,13 +94,15 @@ def picture(found: Status, before: Status | None = None) -> Group:
     from rich.console import Group
     from rich.table import Table
 
+    from flowspec.cli.render import counted
+
     state = "draining" if found.draining else "ready" if found.ready else "not ready"
     since = found.uptime - (before.uptime if before else 0.0)
     rate = (found.tokens - (before.tokens if before else 0)) / since if since > 0 else 0.0
     head = [
         f"{state}, up {_duration(found.uptime)}: {found.model}, policy {found.policy}, drafter {found.drafter}",
-        f"{_counted(found.sessions, 'session')}, {found.waiting} waiting, "
-        f"{_counted(found.in_flight, 'segment')} in flight, "
+        f"{counted(found.sessions, 'session')}, {found.waiting} waiting, "
+        f"{counted(found.in_flight, 'segment')} in flight, "
         f"{rate:.1f} tokens/s{'' if before else ' on average'}",
         f"{found.tokens} tokens; requests: {found.finished} finished, {found.failed} refused or broken off; "
         f"messages refused: {found.refused}",
@@ -123,10 +125,6 @@ def picture(found: Status, before: Status | None = None) -> Group:
         counts = (str(live.prompt), str(live.tokens), f"{live.seconds:.1f}", f"{speed:.1f}")
         sessions.add_row(*map(_plain, (live.session, live.policy, *counts)))
     return Group(*map(_plain, head), nodes, *([sessions] if found.live else []))
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def _plain(text: str) -> Text:

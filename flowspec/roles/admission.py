@@ -81,7 +81,7 @@ class Admission:
             self._check_vocabulary(prompt, "prompt")
             return prompt
         prompt = encode_prompt(self.tokenizer, asked.prompt, asked.chat)
-        wrong = next((token for token in prompt if token >= self._vocab_size), None)
+        wrong = self._outside(prompt)
         if wrong is not None:
             raise RequestError(
                 f"the prompt holds {self.tokenizer.decode([wrong])!r}, which the tokenizer knows as {wrong}, and the "
@@ -122,9 +122,13 @@ class Admission:
         self._check_vocabulary(asked.resume, "resumed")
 
     def _check_vocabulary(self, tokens: tuple[int, ...], what: str) -> None:
-        wrong = next((token for token in tokens if not 0 <= token < self._vocab_size), None)
+        wrong = self._outside(tokens)
         if wrong is not None:
             raise RequestError(f"{what} token id {wrong} is outside the vocabulary of {self._vocab_size}")
+
+    def _outside(self, tokens: tuple[int, ...]) -> int | None:
+        """The first of `tokens` that the model does not have."""
+        return next((token for token in tokens if not 0 <= token < self._vocab_size), None)
 
     def _sampling(self, asked: Generate) -> SamplingParameters:
         chosen = {
@@ -201,14 +205,15 @@ def _published(file: Path) -> dict[str, Any]:
             content = {**content, "temperature": 0.0}
         found = {key: content[key] for key in SAMPLING_KEYS if content.get(key) is not None}
         checked = SamplingDefaults.model_validate(found)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise _unusable(file, f"{wrong['loc'][0]} cannot be {wrong['input']!r}: {wrong['msg']}") from error
     except (OSError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if not isinstance(error, ValidationError) else _first_wrong(error)
-        raise ModelError(
-            f"{file}: {reason}", hint="mend it, or leave out `generation_config` in the topology's section `sampling`"
-        ) from error
+        raise _unusable(file, str(error).splitlines()[0]) from error
     return {key: getattr(checked, key) for key in found}
 
 
-def _first_wrong(error: ValidationError) -> str:
-    found = error.errors()[0]
-    return f"{found['loc'][0]} cannot be {found['input']!r}: {found['msg']}"
+def _unusable(file: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{file}: {reason}", hint="mend it, or leave out `generation_config` in the topology's section `sampling`"
+    )
